@@ -1,0 +1,172 @@
+"""The contract without a socket: requests out, answers in. Both clients are shells around it."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+import httpx
+
+from flamingo_client._json import Fields, object_from
+from flamingo_client._version import __version__
+from flamingo_client.errors import (
+    AnswerError,
+    ConnectionFailed,
+    StreamError,
+    TimedOut,
+    stream_error_from,
+)
+from flamingo_client.options import GenerateOptions, fields_from
+from flamingo_client.parts import Prompt, parts_from
+from flamingo_client.sse import ServerSentEvent, SSEDecoder
+from flamingo_client.types import Done, End, Event, Generation, Hypothesis, Start, Token
+
+Timeout: TypeAlias = httpx.Timeout | float | None
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+# An answer that is not streamed is silent until it is whole, so reading gets minutes.
+DEFAULT_TIMEOUT = httpx.Timeout(600.0, connect=10.0)
+PROBE_TIMEOUT = httpx.Timeout(5.0)
+EVENT_STREAM = "text/event-stream"
+EVENTS: dict[str, Callable[[Fields], Event]] = {
+    "start": Start.from_fields,
+    "token": Token.from_fields,
+    "hypothesis": Hypothesis.from_fields,
+    "done": Done.from_fields,
+    "end": End.from_fields,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where the server is, and how to speak to it."""
+
+    base_url: str
+    api_key: str | None = field(repr=False)
+    timeout: httpx.Timeout
+
+    def request(self, method: str, path: str, body: object = None) -> httpx.Request:
+        """A request ready to send, as often as needed."""
+        headers = {"User-Agent": f"flamingo-client/{__version__}", "Accept": "application/json"}
+        if self.api_key is not None:
+            headers["Authorization"] = f"Bearer {self.api_key}"
+        timeout = {"timeout": self.timeout.as_dict()}
+        url = self.base_url + path
+        return httpx.Request(method, url, headers=headers, json=body, extensions=timeout)
+
+
+def settings_from(
+    base_url: str | None,
+    api_key: str | None,
+    timeout: Timeout,
+    environ: Mapping[str, str] = os.environ,
+) -> Settings:
+    """Arguments, else FLAMINGO_URL and FLAMINGO_API_KEY, else the defaults; `timeout` in seconds.
+
+    Raises ValueError for a URL that is not http(s), or a key that no header can carry.
+    """
+    if base_url is None:
+        base_url = environ.get("FLAMINGO_URL") or DEFAULT_URL
+    if api_key is None:
+        api_key = environ.get("FLAMINGO_API_KEY")
+    return Settings(_checked_url(base_url), _checked_key(api_key), httpx.Timeout(timeout))
+
+
+def _checked_url(url: str) -> str:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"base_url {url!r}: {error}") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ValueError(f"base_url {url!r} must look like {DEFAULT_URL}")
+    return url.rstrip("/")
+
+
+def _checked_key(key: str | None) -> str | None:
+    """None for an empty key, which says to send none."""
+    # Refused here, because the error of the HTTP layer would print the key.
+    if key and not (key.isascii() and key.isprintable() and " " not in key):
+        raise ValueError("the API key holds a space, a line end or a character outside ASCII")
+    return key or None
+
+
+def generate_request(settings: Settings, prompt: Prompt, options: GenerateOptions) -> httpx.Request:
+    """Asks for a whole answer. Raises TypeError for an unknown option, ValueError for a prompt."""
+    body = {"prompt": parts_from(prompt), **fields_from(options)}
+    return settings.request("POST", "/v1/generate", body)
+
+
+def stream_request(settings: Settings, prompt: Prompt, options: GenerateOptions) -> httpx.Request:
+    """Asks for a stream. Raises as `generate_request`."""
+    body = {"prompt": parts_from(prompt), **fields_from(options), "stream": True}
+    request = settings.request("POST", "/v1/generate", body)
+    request.headers["Accept"] = EVENT_STREAM
+    return request
+
+
+def probe_request(settings: Settings, path: str) -> httpx.Request:
+    """Asks whether the server is there. A process that hangs must not hang its probe."""
+    return replace(settings, timeout=PROBE_TIMEOUT).request("GET", path)
+
+
+def generation_from(body: bytes) -> Generation:
+    """The answer that a body holds. Raises AnswerError if it is not one."""
+    return Generation.from_fields(Fields(object_from(body)))
+
+
+@contextmanager
+def sending() -> Iterator[None]:
+    """Around the sending of a request, until its status is known: raises ConnectionFailed."""
+    try:
+        yield
+    except httpx.ReadTimeout as error:
+        raise TimedOut("the answer did not begin within the read timeout") from error
+    except httpx.RequestError as error:
+        raise ConnectionFailed(f"no answer from the server: {_reason(error)}") from error
+
+
+@contextmanager
+def receiving() -> Iterator[None]:
+    """Around the reading of a body: raises AnswerError."""
+    try:
+        yield
+    except httpx.RequestError as error:
+        raise AnswerError(f"the answer broke off: {_reason(error)}") from error
+
+
+def _reason(error: httpx.RequestError) -> str:
+    return f"{type(error).__name__} {error}".rstrip()
+
+
+class EventReader:
+    """Turns the bytes of one streamed answer into events, and knows whether it ended well."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        """Raises StreamError if the answer is not a stream."""
+        media_type = response.headers.get("Content-Type", "")
+        if media_type.partition(";")[0].strip().lower() != EVENT_STREAM:
+            raise StreamError(f"expected {EVENT_STREAM}, got {media_type or 'no content type'}")
+        self._decoder = SSEDecoder()
+        self._is_ended = False
+
+    def feed(self, chunk: bytes) -> Iterator[Event]:
+        """The events that `chunk` completes. Raises StreamError at an `error` event."""
+        for sent in self._decoder.feed(chunk):
+            if (event := _event_from(sent)) is not None:
+                self._is_ended |= isinstance(event, End)
+                yield event
+
+    def finish(self, cause: httpx.RequestError | None = None) -> None:
+        """To be called when no bytes are left. Raises StreamError unless `end` was seen."""
+        if not self._is_ended:
+            reason = f": {_reason(cause)}" if cause else ""
+            raise StreamError(f"the stream stopped before its end{reason}") from cause
+
+
+def _event_from(sent: ServerSentEvent) -> Event | None:
+    """None for an event that this version does not know."""
+    if sent.event == "error":
+        raise stream_error_from(sent.data)
+    make = EVENTS.get(sent.event)
+    return make(Fields(object_from(sent.data))) if make else None

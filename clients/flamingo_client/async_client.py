@@ -1,0 +1,148 @@
+"""The asynchronous client: `client.py` with awaits, line for line."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Self, Unpack
+
+import httpx
+
+from flamingo_client._json import Json, object_from
+from flamingo_client._protocol import (
+    DEFAULT_TIMEOUT,
+    EventReader,
+    Timeout,
+    generate_request,
+    generation_from,
+    probe_request,
+    receiving,
+    sending,
+    settings_from,
+    stream_request,
+)
+from flamingo_client._retry import Retry
+from flamingo_client.errors import ConnectionFailed, FlamingoError, UnavailableError, error_from
+from flamingo_client.options import GenerateOptions
+from flamingo_client.parts import Prompt
+from flamingo_client.types import Event, Generation
+
+
+class AsyncEventStream(AsyncIterator[Event]):
+    """The events of one generation. The request goes out when the first event is asked for.
+
+    Closing it, or leaving its `async with` block, closes the connection: the server cancels the
+    rest. Only breaking out of an `async for` leaves the closing to the event loop, later.
+    """
+
+    def __init__(self, events: AsyncGenerator[Event, None]) -> None:
+        self._events = events
+
+    async def __anext__(self) -> Event:
+        return await anext(self._events)
+
+    async def close(self) -> None:
+        await self._events.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+
+class AsyncFlamingoClient:
+    """`FlamingoClient` for asyncio, the same method by method; inject `sleep` for another loop."""
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        timeout: Timeout = DEFAULT_TIMEOUT,
+        max_retries: int = 2,
+        transport: httpx.AsyncBaseTransport | None = None,
+        *,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings = settings_from(base_url, api_key, timeout)
+        self._retry = Retry(max_retries)
+        self._http = httpx.AsyncClient(transport=transport)
+        self._sleep = sleep
+        self._clock = clock
+
+    async def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Generation:
+        """The whole answer, once it is there."""
+        response = await self._send(generate_request(self._settings, prompt, options))
+        return generation_from(await self._read(response))
+
+    def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> AsyncEventStream:
+        """The answer as it is made. Nothing is retried once the stream has begun."""
+        return AsyncEventStream(self._events(stream_request(self._settings, prompt, options)))
+
+    async def health(self) -> bool:
+        """Whether the server's process lives. Never retried: a probe asks about now."""
+        return await self._probe("/healthz")
+
+    async def ready(self) -> bool:
+        """Whether the server would take a request now: its model is loaded, its engine steps."""
+        return await self._probe("/readyz")
+
+    async def version(self) -> dict[str, Json]:
+        """What the server says of its version."""
+        response = await self._send(self._settings.request("GET", "/version"))
+        return object_from(await self._read(response))
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    async def _events(self, request: httpx.Request) -> AsyncGenerator[Event, None]:
+        lost: httpx.RequestError | None = None
+        async with aclosing(await self._send(request)) as response:
+            reader = EventReader(response)
+            try:
+                async for chunk in response.aiter_bytes():
+                    for event in reader.feed(chunk):
+                        yield event
+            except httpx.RequestError as error:
+                lost = error
+        reader.finish(lost)
+
+    async def _send(self, request: httpx.Request) -> httpx.Response:
+        """The successful answer, its body unread, after as many attempts as it takes."""
+        num_failed = 0
+        while True:
+            try:
+                return await self._attempt(request)
+            except FlamingoError as error:
+                num_failed += 1
+                pause = self._retry.pause(num_failed, error)
+                if pause is None:
+                    raise
+            await self._sleep(pause)
+
+    async def _attempt(self, request: httpx.Request) -> httpx.Response:
+        with sending():
+            response = await self._http.send(request, stream=True)
+        if response.is_success:
+            return response
+        body = await self._read(response)
+        raise error_from(response.status_code, body, response.headers, clock=self._clock)
+
+    async def _read(self, response: httpx.Response) -> bytes:
+        async with aclosing(response):
+            with receiving():
+                return await response.aread()
+
+    async def _probe(self, path: str) -> bool:
+        try:
+            await self._read(await self._attempt(probe_request(self._settings, path)))
+        except (ConnectionFailed, UnavailableError):
+            return False
+        return True

@@ -1,0 +1,147 @@
+"""The synchronous client: sends, reads, sleeps. It decides nothing: see `_protocol`, `_retry`."""
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from typing import Self, Unpack
+
+import httpx
+
+from flamingo_client._json import Json, object_from
+from flamingo_client._protocol import (
+    DEFAULT_TIMEOUT,
+    EventReader,
+    Timeout,
+    generate_request,
+    generation_from,
+    probe_request,
+    receiving,
+    sending,
+    settings_from,
+    stream_request,
+)
+from flamingo_client._retry import Retry
+from flamingo_client.errors import ConnectionFailed, FlamingoError, UnavailableError, error_from
+from flamingo_client.options import GenerateOptions
+from flamingo_client.parts import Prompt
+from flamingo_client.types import Event, Generation
+
+
+class EventStream(Iterator[Event]):
+    """The events of one generation. The request goes out when the first event is asked for.
+
+    Closing it, or leaving its `with` block, closes the connection: the server cancels the rest.
+    """
+
+    def __init__(self, events: Generator[Event, None, None]) -> None:
+        self._events = events
+
+    def __next__(self) -> Event:
+        return next(self._events)
+
+    def close(self) -> None:
+        self._events.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class FlamingoClient:
+    """Speaks to one server. Safe to share between threads; close it, or use it in a `with` block.
+
+    `timeout` is in seconds. `base_url` and `api_key` default to FLAMINGO_URL and FLAMINGO_API_KEY.
+    Every call raises a `FlamingoError`; the constructor raises ValueError for bad settings.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        timeout: Timeout = DEFAULT_TIMEOUT,
+        max_retries: int = 2,
+        transport: httpx.BaseTransport | None = None,
+        *,
+        sleep: Callable[[float], object] = time.sleep,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings = settings_from(base_url, api_key, timeout)
+        self._retry = Retry(max_retries)
+        self._http = httpx.Client(transport=transport)
+        self._sleep = sleep
+        self._clock = clock
+
+    def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Generation:
+        """The whole answer, once it is there."""
+        response = self._send(generate_request(self._settings, prompt, options))
+        return generation_from(self._read(response))
+
+    def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> EventStream:
+        """The answer as it is made. Nothing is retried once the stream has begun."""
+        return EventStream(self._events(stream_request(self._settings, prompt, options)))
+
+    def health(self) -> bool:
+        """Whether the server's process lives. Never retried: a probe asks about now."""
+        return self._probe("/healthz")
+
+    def ready(self) -> bool:
+        """Whether the server would take a request now: its model is loaded, its engine steps."""
+        return self._probe("/readyz")
+
+    def version(self) -> dict[str, Json]:
+        """What the server says of its version."""
+        return object_from(self._read(self._send(self._settings.request("GET", "/version"))))
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _events(self, request: httpx.Request) -> Generator[Event, None, None]:
+        lost: httpx.RequestError | None = None
+        with closing(self._send(request)) as response:
+            reader = EventReader(response)
+            try:
+                for chunk in response.iter_bytes():
+                    yield from reader.feed(chunk)
+            except httpx.RequestError as error:
+                lost = error
+        reader.finish(lost)
+
+    def _send(self, request: httpx.Request) -> httpx.Response:
+        """The successful answer, its body unread, after as many attempts as it takes."""
+        num_failed = 0
+        while True:
+            try:
+                return self._attempt(request)
+            except FlamingoError as error:
+                num_failed += 1
+                pause = self._retry.pause(num_failed, error)
+                if pause is None:
+                    raise
+            self._sleep(pause)
+
+    def _attempt(self, request: httpx.Request) -> httpx.Response:
+        with sending():
+            response = self._http.send(request, stream=True)
+        if response.is_success:
+            return response
+        body = self._read(response)
+        raise error_from(response.status_code, body, response.headers, clock=self._clock)
+
+    def _read(self, response: httpx.Response) -> bytes:
+        with closing(response), receiving():
+            return response.read()
+
+    def _probe(self, path: str) -> bool:
+        try:
+            self._read(self._attempt(probe_request(self._settings, path)))
+        except (ConnectionFailed, UnavailableError):
+            return False
+        return True

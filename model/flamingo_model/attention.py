@@ -1,0 +1,173 @@
+"""How queries meet keys: whole sequences at once (training, reference) or through the caches.
+
+The network calls these as `attend(layer, q, k, v)`; what they remember is theirs alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .cache import MediaSlots, SelfAttentionCache
+from .flamingo import MediaKV
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Softmax attention of [..., heads, T, D] under a boolean mask; rows that see nothing give 0.
+
+    Written out because its backward pass beats the fused kernel's on short sequences on a CPU.
+    """
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    weights = scores.float().masked_fill(~mask, torch.finfo(torch.float32).min).softmax(-1)
+    return (weights * mask).to(v.dtype) @ v
+
+
+class DenseSelfAttention:
+    """Causal attention over padded rows [B, T], without a cache.
+
+    `segment_ids` [B, T] keeps packed documents apart: a token sees its own document only.
+    """
+
+    def __init__(self, batch_size: int, length: int, segment_ids: Tensor | None = None) -> None:
+        device = segment_ids.device if segment_ids is not None else None
+        causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+        self.mask = causal.expand(batch_size, 1, length, length)
+        if segment_ids is not None:
+            same = segment_ids.unsqueeze(-1) == segment_ids.unsqueeze(-2)
+            self.mask = self.mask & same.unsqueeze(1)
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, heads, T, D]
+        return plain_attention(q, k, v, self.mask).transpose(1, 2)
+
+
+class DenseCrossAttention:
+    """Rows [B, T] look at the pictures of their own row: media [num_blocks, B, M, heads, R, D].
+
+    `mask` is [B, T, M], as `media_mask` makes it.
+    """
+
+    def __init__(self, media: MediaKV, mask: Tensor) -> None:
+        num_latents = media.k.shape[-2]
+        self.k, self.v = (x.transpose(2, 3).flatten(3, 4) for x in (media.k, media.v))
+        self.mask = mask.repeat_interleave(num_latents, dim=-1).unsqueeze(1)  # [B, 1, T, M*R]
+
+    def __call__(self, block: int, q: Tensor) -> Tensor:
+        out = plain_attention(q.transpose(1, 2), self.k[block], self.v[block], self.mask)
+        return out.transpose(1, 2)
+
+
+def no_media(block: int, q: Tensor) -> Tensor:
+    """Cross-attention of a text-only batch: every token sees nothing."""
+    return torch.zeros_like(q)
+
+
+@dataclass(frozen=True)
+class Span:
+    """A run of prompt tokens of one sequence inside a flat batch: tokens [begin, end)."""
+
+    row: int
+    begin: int
+    end: int
+    start: int = 0  # position of the first of them in its sequence
+
+
+@dataclass(frozen=True)
+class MediaRun:
+    """Prompt tokens [begin, end) of a flat batch that all see the picture in `slot`."""
+
+    slot: int
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Flat tokens [N] of many sequences: first one token each of those decoding, then spans.
+
+    `media_slots` holds the slot each decoding token sees, -1 for none; `runs` the same for spans.
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    rows: Tensor
+    num_decoding: int
+    media_slots: Tensor
+    spans: tuple[Span, ...]
+    runs: tuple[MediaRun, ...]
+
+
+class CachedSelfAttention:
+    """Writes the batch's keys and values into the cache, then attends to each token's own row."""
+
+    def __init__(self, cache: SelfAttentionCache, batch: Batch) -> None:
+        self.cache, self.batch = cache, batch
+        self.decoding = slice(0, batch.num_decoding)
+        if batch.num_decoding:
+            positions = batch.positions[self.decoding]
+            self.length = int(positions.max()) + 1
+            reach = torch.arange(self.length, device=positions.device)
+            self.mask = (reach <= positions.unsqueeze(1)).view(-1, 1, 1, self.length)
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self.cache.write(layer, self.batch.rows, self.batch.positions, k, v)
+        out = torch.empty_like(q)
+        if self.batch.num_decoding:
+            out[self.decoding] = self.decode(layer, q[self.decoding])
+        for span in self.batch.spans:
+            out[span.begin : span.end] = self.prefill(layer, q[span.begin : span.end], span)
+        return out
+
+    def decode(self, layer: int, q: Tensor) -> Tensor:
+        """One token per sequence, [B, heads, head_dim]."""
+        rows = self.batch.rows[self.decoding]
+        k, v = (c[layer][rows, :, : self.length] for c in (self.cache.k, self.cache.v))
+        out = F.scaled_dot_product_attention(q.unsqueeze(2), k, v, attn_mask=self.mask)
+        return out.squeeze(2)
+
+    def prefill(self, layer: int, q: Tensor, span: Span) -> Tensor:
+        """Many tokens of one sequence, [n, heads, head_dim]; all before them is in the cache."""
+        end = span.start + span.end - span.begin
+        k, v = (c[layer, span.row, :, :end].unsqueeze(0) for c in (self.cache.k, self.cache.v))
+        queries = q.transpose(0, 1).unsqueeze(0)  # [1, heads, n, head_dim]
+        mask = causal_mask(span.start, end, q.device) if span.start else None
+        out = F.scaled_dot_product_attention(
+            queries, k, v, attn_mask=mask, is_causal=span.start == 0
+        )
+        return out.squeeze(0).transpose(0, 1)
+
+
+def causal_mask(start: int, end: int, device: torch.device) -> Tensor:
+    """[end - start, end]: token `start + i` sees keys up to itself."""
+    reach = torch.arange(end, device=device)
+    return reach <= torch.arange(start, end, device=device).unsqueeze(1)
+
+
+class CachedCrossAttention:
+    """Each token reads the slot of the one picture it sees: the cost does not grow with shots."""
+
+    def __init__(self, media: MediaSlots, batch: Batch) -> None:
+        self.media, self.batch = media, batch
+        self.seeing = batch.media_slots >= 0
+
+    def __call__(self, block: int, q: Tensor) -> Tensor:
+        out = torch.zeros_like(q)
+        if self.batch.num_decoding:
+            out[: self.batch.num_decoding] = self.decode(block, q[: self.batch.num_decoding])
+        for run in self.batch.runs:
+            out[run.begin : run.end] = self.prefill(block, q[run.begin : run.end], run.slot)
+        return out
+
+    def decode(self, block: int, q: Tensor) -> Tensor:
+        slots = self.batch.media_slots.clamp(min=0)
+        k, v = (c[block][slots] for c in (self.media.k, self.media.v))  # [B, heads, R, head_dim]
+        out = F.scaled_dot_product_attention(q.unsqueeze(2), k, v).squeeze(2)
+        return out * self.seeing.view(-1, 1, 1)
+
+    def prefill(self, block: int, q: Tensor, slot: int) -> Tensor:
+        k, v = (c[block, slot].unsqueeze(0) for c in (self.media.k, self.media.v))
+        out = F.scaled_dot_product_attention(q.transpose(0, 1).unsqueeze(0), k, v)
+        return out.squeeze(0).transpose(0, 1)

@@ -1,0 +1,91 @@
+"""The native checkpoint: a folder with `config.json`, `model.safetensors`, `tokenizer.json`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+
+from ..config import FlamingoConfig
+from ..flamingo import Flamingo
+
+EMBEDDED = Path(__file__).parents[1] / "training" / "emoji" / "checkpoint"
+FILES = ("config.json", "model.safetensors", "tokenizer.json")
+
+
+class CheckpointError(Exception):
+    """The folder is not a whole, sound checkpoint; the message names what is wrong."""
+
+
+def load_native(
+    folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[Flamingo, Tokenizer]:
+    """The model, in evaluation mode and without gradients, and its tokenizer.
+
+    Raises CheckpointError for a missing file, a config that does not parse, and any missing,
+    leftover or wrongly shaped tensor.
+    """
+    if missing := [name for name in FILES if not (folder / name).is_file()]:
+        raise CheckpointError(f"{folder} is not a native checkpoint: it lacks {missing}")
+    config = load_config(folder / "config.json")
+    tokenizer = load_tokenizer(folder / "tokenizer.json", config)
+    with torch.device("meta"):
+        model = Flamingo(config)
+    weights = load_weights(folder / "model.safetensors", model)
+    weights = {k: v.to(device=device, dtype=dtype) for k, v in weights.items()}
+    model.load_state_dict(weights, assign=True)
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def save_native(model: Flamingo, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype) -> None:
+    """Writes the three files; tensors are stored as `dtype`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(model.config.to_json())
+    tokenizer.save(str(folder / "tokenizer.json"))
+    weights = {k: v.detach().to(dtype).contiguous() for k, v in model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": model.config.format})
+
+
+def load_config(path: Path) -> FlamingoConfig:
+    try:
+        return FlamingoConfig.load(path)
+    except (ValueError, TypeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def load_tokenizer(path: Path, config: FlamingoConfig) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise CheckpointError(f"{path}: {error}") from error
+    special = (config.tokens.image, config.tokens.end_of_chunk, config.tokens.end_of_text)
+    if lacking := [token for token in special if tokenizer.token_to_id(token) is None]:
+        raise CheckpointError(f"{path}: the tokenizer lacks the special tokens {lacking}")
+    if tokenizer.get_vocab_size() > config.decoder.vocab_size:
+        raise CheckpointError(f"{path}: more tokens than the decoder's {config.decoder.vocab_size}")
+    return tokenizer
+
+
+def load_weights(path: Path, model: Flamingo) -> dict[str, torch.Tensor]:
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    expected = {k: v.shape for k, v in model.state_dict().items()}
+    problems = {
+        "missing": sorted(expected.keys() - weights.keys()),
+        "leftover": sorted(weights.keys() - expected.keys()),
+        "wrongly shaped": sorted(
+            f"{k} {list(weights[k].shape)} for {list(expected[k])}"
+            for k in expected.keys() & weights.keys()
+            if weights[k].shape != expected[k]
+        ),
+    }
+    if any(problems.values()):
+        said = "; ".join(f"{what}: {keys[:8]}" for what, keys in problems.items() if keys)
+        raise CheckpointError(f"{path} does not fit its config.json. {said}")
+    return weights

@@ -1,0 +1,67 @@
+"""GATED XATTN-DENSE, and the rule of which token sees which picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .config import CrossAttentionConfig
+from .resampler import FeedForward
+
+CrossAttend = Callable[[int, Tensor], Tensor]
+"""(block, queries [..., heads, head_dim]) → what the visible pictures answer, 0 where none is."""
+
+
+def visible_media(token_ids: Sequence[int], image_token_id: int) -> list[int]:
+    """For each token the index of the one media it sees, or -1 for none.
+
+    The paper's φ (section 3.1.3): a token sees the last media at or before it, and no other;
+    text before the first media sees nothing.
+    """
+    seen, index = -1, []
+    for token in token_ids:
+        seen += token == image_token_id
+        index.append(seen)
+    return index
+
+
+def media_mask(media_index: Tensor, num_media: int) -> Tensor:
+    """[..., T] media indices → [..., T, num_media] booleans, True where a token may look."""
+    return media_index.unsqueeze(-1) == torch.arange(num_media, device=media_index.device)
+
+
+class GatedCrossAttention(nn.Module):
+    """y + tanh(a)·attention(y, media), then y + tanh(b)·ffw(y); both gates start at 0.
+
+    Paper, section 3.1.2 and figure 4. A token that sees no media gets exactly 0 from attention
+    (no bias), while its feed-forward branch still runs.
+    """
+
+    def __init__(self, dim: int, media_dim: int, config: CrossAttentionConfig) -> None:
+        super().__init__()
+        inner = config.num_heads * config.head_dim
+        self.num_heads = config.num_heads
+        self.norm = nn.LayerNorm(dim)
+        self.norm_media = nn.LayerNorm(media_dim)
+        self.to_q = nn.Linear(dim, inner, bias=False)
+        self.to_kv = nn.Linear(media_dim, 2 * inner, bias=False)
+        self.to_out = nn.Linear(inner, dim, bias=False)
+        self.feed_forward = FeedForward(dim, config.ff_mult)
+        self.attention_gate = nn.Parameter(torch.zeros(()))
+        self.feed_forward_gate = nn.Parameter(torch.zeros(()))
+
+    def project_media(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """[..., R, media_dim] → keys and values, each [..., heads, R, head_dim]."""
+        k, v = self.to_kv(self.norm_media(latents)).chunk(2, dim=-1)
+        return self.split(k).transpose(-3, -2), self.split(v).transpose(-3, -2)
+
+    def forward(self, hidden: Tensor, block: int, attend: CrossAttend) -> Tensor:
+        """`hidden` [..., dim]; `attend` holds the media keys and values, never this layer."""
+        seen = attend(block, self.split(self.to_q(self.norm(hidden))))  # [..., heads, head_dim]
+        hidden = hidden + self.attention_gate.tanh() * self.to_out(seen.flatten(-2))
+        return hidden + self.feed_forward_gate.tanh() * self.feed_forward(hidden)
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1))  # [..., heads, head_dim]

@@ -1,0 +1,84 @@
+"""Flamingo: vision tower → resampler → gated cross-attention inside a frozen decoder.
+
+Three calls: `encode_media` (pixels → latents), `project_media` (latents → keys and values, once
+per picture), `forward` (tokens → hidden states). No layer keeps any state between calls.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .config import FlamingoConfig
+from .cross_attention import CrossAttend, GatedCrossAttention
+from .decoder import Decoder, SelfAttend
+from .resampler import PerceiverResampler
+from .vision import build_vision
+
+
+@dataclass(frozen=True)
+class MediaKV:
+    """Keys and values of some pictures for every cross-attention block.
+
+    Each [num_blocks, ..., heads, R, head_dim].
+    """
+
+    k: Tensor
+    v: Tensor
+
+
+class Flamingo(nn.Module):
+    """The whole network, from normalised pixels and token ids to logits."""
+
+    def __init__(self, config: FlamingoConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = build_vision(config.vision)
+        self.resampler = PerceiverResampler(config.resampler)
+        self.decoder = Decoder(config.decoder)
+        self.cross_attention = nn.ModuleList(
+            GatedCrossAttention(config.decoder.dim, config.resampler.dim, config.cross_attention)
+            for _ in range(config.cross_attention.num_blocks(config.decoder.num_layers))
+        )
+
+    def encode_media(self, pixels: Tensor) -> Tensor:
+        """[N, T, 3, H, W] normalised pixels of N films (a picture: T=1) → [N, R, dim] latents."""
+        num_media, num_frames = pixels.shape[:2]
+        features = self.vision(pixels.flatten(0, 1))  # [N*T, S, dim]
+        latents: Tensor = self.resampler(features.unflatten(0, (num_media, num_frames)))
+        return latents
+
+    def project_media(self, latents: Tensor) -> MediaKV:
+        """[..., R, dim] → keys and values of every block: the one projection a media ever needs."""
+        keys, values = zip(*(block.project_media(latents) for block in self._blocks()), strict=True)
+        return MediaKV(torch.stack(keys), torch.stack(values))
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        self_attend: SelfAttend,
+        cross_attend: CrossAttend,
+    ) -> Tensor:
+        """Tokens [...] and positions [...] → final hidden states [..., dim]; see `logits`."""
+        interval = self.config.cross_attention
+        blocks = self._blocks()
+
+        def before_layer(layer: int, hidden: Tensor) -> Tensor:
+            if not interval.has_block(layer):
+                return hidden
+            index = layer // interval.interval
+            out: Tensor = blocks[index](hidden, index, cross_attend)
+            return out
+
+        out: Tensor = self.decoder(token_ids, positions, self_attend, before_layer)
+        return out
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., dim] → [..., vocab_size]"""
+        return self.decoder.logits(hidden)
+
+    def _blocks(self) -> list[GatedCrossAttention]:
+        return [b for b in self.cross_attention if isinstance(b, GatedCrossAttention)]

@@ -1,0 +1,85 @@
+"""Perceiver Resampler: a film or picture of any size → a fixed number of latents."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import ResamplerConfig
+
+
+class FeedForward(nn.Module):
+    """LayerNorm, widen, squared ReLU, narrow; no biases (paper, section A.1.1)."""
+
+    def __init__(self, dim: int, mult: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.up = nn.Linear(dim, dim * mult, bias=False)
+        self.down = nn.Linear(dim * mult, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down(F.relu(self.up(self.norm(x))).square())
+        return out
+
+
+class ResamplerLayer(nn.Module):
+    """Latents query the features **and themselves**: kv = concat([x_f, x])."""
+
+    def __init__(self, config: ResamplerConfig) -> None:
+        super().__init__()
+        inner = config.num_heads * config.head_dim
+        self.num_heads = config.num_heads
+        self.norm_media = nn.LayerNorm(config.dim)
+        self.norm_latents = nn.LayerNorm(config.dim)
+        self.to_q = nn.Linear(config.dim, inner, bias=False)
+        self.to_kv = nn.Linear(config.dim, 2 * inner, bias=False)
+        self.to_out = nn.Linear(inner, config.dim, bias=False)
+        self.feed_forward = FeedForward(config.dim, config.ff_mult)
+
+    def forward(self, latents: Tensor, features: Tensor) -> Tensor:
+        latents = latents + self.attend(self.norm_latents(latents), self.norm_media(features))
+        return latents + self.feed_forward(latents)
+
+    def attend(self, latents: Tensor, features: Tensor) -> Tensor:
+        keys_values = self.to_kv(torch.cat([features, latents], dim=1))
+        k, v = (self.split(x) for x in keys_values.chunk(2, dim=-1))
+        out = F.scaled_dot_product_attention(self.split(self.to_q(latents)), k, v)
+        merged: Tensor = self.to_out(out.transpose(1, 2).flatten(2))
+        return merged
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [N, heads, len, head_dim]
+
+
+class PerceiverResampler(nn.Module):
+    """[N, T, S, dim] → [N, num_latents, dim], the pseudo-code of the paper's figure 5.
+
+    Like every released implementation it ends in a LayerNorm, which the pseudo-code leaves out.
+    """
+
+    def __init__(self, config: ResamplerConfig) -> None:
+        super().__init__()
+        self.latents = nn.Parameter(torch.randn(config.num_latents, config.dim))
+        self.time_embeddings = nn.Parameter(torch.randn(config.num_time_embeddings, 1, config.dim))
+        self.layers = nn.ModuleList(ResamplerLayer(config) for _ in range(config.num_layers))
+        self.norm = nn.LayerNorm(config.dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        num_media, num_frames = features.shape[:2]
+        features = features + self.time(num_frames)
+        features = features.flatten(1, 2)  # [N, T*S, dim]
+        latents = self.latents.expand(num_media, -1, -1)
+        for layer in self.layers:
+            latents = layer(latents, features)
+        out: Tensor = self.norm(latents)
+        return out
+
+    def time(self, num_frames: int) -> Tensor:
+        """[T, 1, dim]; past the trained number they are interpolated linearly (paper, 3.1.1)."""
+        if num_frames <= len(self.time_embeddings):
+            return self.time_embeddings[:num_frames]
+        stretched = F.interpolate(
+            self.time_embeddings.permute(1, 2, 0), num_frames, mode="linear", align_corners=True
+        )
+        return stretched.permute(2, 0, 1)

@@ -1,0 +1,129 @@
+"""`python -m flamingo_model.training.emoji`: makes the embedded checkpoint from nothing but a seed.
+
+Needs Debian's fonts-noto-color-emoji and wordnet-base. Each stage leaves its result in the run
+folder and is skipped when it is there, so an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import nn
+
+from ...checkpoints.native import EMBEDDED, save_native
+from ...config import (
+    CrossAttentionConfig,
+    DecoderConfig,
+    FlamingoConfig,
+    ResamplerConfig,
+    VisionConfig,
+)
+from ...flamingo import Flamingo
+from .contrastive import train_vision
+from .documents import WORDNET, Encoder, glosses, train_tokenizer
+from .language import train_language
+from .multimodal import (
+    NUM_COUNT_SCENES,
+    NUM_TEST_COUNT_SCENES,
+    Pool,
+    held_out_scenes,
+    train_multimodal,
+    training_scenes,
+)
+from .world import FONT, SCENE_SIZE, Sprites, load_sprites
+
+VOCAB_SIZE = 4096
+
+
+def emoji_config() -> FlamingoConfig:
+    """13 million parameters: 26 MB in half precision."""
+    return FlamingoConfig(
+        name="flamingo-emoji",
+        vision=VisionConfig(image_size=SCENE_SIZE, dim=256),
+        resampler=ResamplerConfig(
+            dim=256, num_latents=8, num_layers=2, num_heads=8, head_dim=32, ff_mult=4
+        ),
+        cross_attention=CrossAttentionConfig(interval=1, num_heads=8, head_dim=32, ff_mult=2),
+        decoder=DecoderConfig(
+            vocab_size=VOCAB_SIZE,
+            dim=256,
+            num_layers=6,
+            num_heads=8,
+            head_dim=32,
+            ff_dim=640,
+            max_positions=1024,
+            attention_bias=True,
+            tie_embeddings=False,
+        ),
+    )
+
+
+def stage(module: nn.Module, path: Path, train: Callable[[], nn.Module]) -> None:
+    """Loads what an earlier run left, or trains and leaves it."""
+    if not path.exists():
+        save_file(train().state_dict(), path)
+    module.load_state_dict(load_file(path))
+
+
+def train_all(run: Path, seed: int, scale: float) -> Flamingo:
+    """The paper's order: vision tower, language model, freeze both, then what joins them."""
+    config, sprites = emoji_config(), load_sprites(run / "sprites.npz")
+    tokenizer = load_tokenizer(run / "tokenizer.json", sprites, seed)
+    encoder, model = Encoder(tokenizer), Flamingo(config)
+
+    def steps(num: int) -> int:
+        return max(1, round(num * scale))
+
+    stage(
+        model.vision,
+        run / "vision.safetensors",
+        lambda: train_vision(config.vision, sprites, run, seed, steps(1700)),
+    )
+    stage(
+        model.decoder,
+        run / "language.safetensors",
+        lambda: train_language(config.decoder, encoder, glosses(), run, seed, steps(1500)),
+    )
+    rng = np.random.default_rng(seed)
+    pool = Pool.build(training_scenes(sprites, rng), NUM_COUNT_SCENES, model, sprites, rng)
+    held_out = held_out_scenes(sprites, rng)
+    test_pool = Pool.build(held_out, NUM_TEST_COUNT_SCENES, model, sprites, rng)
+    train_multimodal(model, encoder, pool, test_pool, sprites, run, seed, steps(2400))
+    save_native(model, tokenizer, run / "checkpoint", torch.float16)
+    return model
+
+
+def load_tokenizer(path: Path, sprites: Sprites, seed: int) -> Tokenizer:
+    if not path.exists():
+        train_tokenizer(sprites, VOCAB_SIZE, seed).save(str(path))
+    return Tokenizer.from_file(str(path))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m flamingo_model.training.emoji")
+    parser.add_argument("--run", type=Path, default=Path("runs/emoji"), help="folder of the run")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the full steps")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--ship", action="store_true", help="put the result into the package")
+    chosen = parser.parse_args()
+    for needed, package in ((FONT, "fonts-noto-color-emoji"), (WORDNET, "wordnet-base")):
+        if not needed.exists():
+            parser.error(f"{needed} is missing: apt-get install {package}")
+    torch.set_num_threads(chosen.threads)
+    chosen.run.mkdir(parents=True, exist_ok=True)
+    train_all(chosen.run, chosen.seed, chosen.scale)
+    print(f"checkpoint and log are in {chosen.run}")
+    if chosen.ship:
+        for file in (chosen.run / "checkpoint").iterdir():
+            (EMBEDDED / file.name).write_bytes(file.read_bytes())
+
+
+if __name__ == "__main__":
+    main()

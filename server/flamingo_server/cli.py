@@ -1,0 +1,113 @@
+"""The command line: `flamingo serve` and `flamingo generate`.
+
+Imports of torch and the server stay inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from . import __version__
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = build_parser()
+    chosen = parser.parse_args(arguments)
+    try:
+        chosen.run(chosen)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="flamingo", description="Serve Flamingo models.")
+    parser.add_argument("--version", action="version", version=f"flamingo-server {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_serve(commands)
+    add_generate(commands)
+    return parser
+
+
+def add_serve(commands: Any) -> None:
+    from .config import Settings
+
+    parser = commands.add_parser("serve", help="load a checkpoint and answer over HTTP")
+    parser.set_defaults(run=serve)
+    parser.add_argument("model", nargs="?", default=None, metavar="MODEL", help="default: embedded")
+    for name, field in Settings.model_fields.items():
+        if name != "model":
+            flag, text = f"--{name.replace('_', '-')}", f"{field.description} ({field.default})"
+            parser.add_argument(flag, default=None, metavar=name.upper(), help=text)
+
+
+def serve(chosen: argparse.Namespace) -> None:
+    from pydantic import ValidationError
+
+    from .config import Settings
+
+    given = {k: v for k, v in vars(chosen).items() if k in Settings.model_fields and v is not None}
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        sys.exit(f"flamingo serve: {'.'.join(map(str, first['loc']))}: {first['msg']}")
+    from .run import run_server
+
+    sys.exit(run_server(settings))
+
+
+class AppendPart(argparse.Action):
+    """Keeps `--image` and `--text` in the order they were written."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        parts = getattr(namespace, "parts", None) or []
+        namespace.parts = [*parts, ((option or "").lstrip("-"), values)]
+
+
+def add_generate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "generate",
+        help="ask a running server",
+        description="--image and --text may be repeated; the model sees them in the order written.",
+    )
+    parser.set_defaults(run=generate, parts=None)
+    parser.add_argument("--image", action=AppendPart, metavar="FILE", help="a picture")
+    parser.add_argument(
+        "--text", action=AppendPart, help="text; <|endofchunk|> in it closes an example"
+    )
+    parser.add_argument("--url", default=None, help="server (FLAMINGO_URL, http://127.0.0.1:8000)")
+    parser.add_argument("--api-key", default=None, help="key (FLAMINGO_API_KEY)")
+    parser.add_argument("--max-tokens", type=int, default=None)
+    parser.add_argument("--temperature", type=float, default=None)
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--stop", action="append", default=None)
+
+
+def generate(chosen: argparse.Namespace) -> None:
+    from flamingo_client import FlamingoClient, FlamingoError, Token, image, text
+
+    if not chosen.parts:
+        sys.exit("flamingo generate: give at least one --image or --text")
+    options = {k: getattr(chosen, k) for k in ("max_tokens", "temperature", "seed", "stop")}
+    try:
+        parts = [
+            image(value) if kind == "image" else text(value, special_tokens=True)
+            for kind, value in chosen.parts
+        ]
+        connection = {"base_url": chosen.url, "api_key": chosen.api_key}
+        with FlamingoClient(**{k: v for k, v in connection.items() if v}) as client:
+            for event in client.stream(parts, **options):
+                if isinstance(event, Token):
+                    print(event.text, end="", flush=True)
+        print()
+    except (FlamingoError, ValueError, OSError) as error:
+        sys.exit(f"flamingo generate: {error}")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    main()

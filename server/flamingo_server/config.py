@@ -1,0 +1,64 @@
+"""Every setting of the server, once: a flag `--max-queued` is the variable FLAMINGO_MAX_QUEUED."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from .engine.limits import EngineLimits
+from .media.limits import MediaLimits
+
+MIB = 2**20
+
+
+class Settings(BaseSettings):
+    """Read from arguments first, then from FLAMINGO_* variables; frozen afterwards."""
+
+    model_config = SettingsConfigDict(env_prefix="FLAMINGO_", frozen=True, extra="forbid")
+
+    model: str = Field("embedded", description="checkpoint folder, or 'embedded' for the small one")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="comma-separated keys; with any set, all routes but health need one"
+    )
+    threads: int = Field(0, ge=0, description="CPU threads for the model; 0: one per core")
+    max_body_bytes: int = Field(32 * MIB, gt=0, description="largest request body")
+    max_media_bytes: int = Field(20 * MIB, gt=0, description="largest encoded picture")
+    max_pixels: int = Field(50_000_000, gt=0, description="largest picture, width times height")
+    max_frames: int = Field(512, gt=0, description="longest animation accepted as a picture")
+    max_media: int = Field(64, gt=0, description="most pictures in one prompt")
+    max_tokens: int = Field(1024, gt=1, description="prompt and answer together, in tokens")
+    max_n: int = Field(16, gt=0, description="most choices of one request")
+    max_running: int = Field(32, gt=0, description="sequences that run at once")
+    max_queued: int = Field(128, gt=0, description="requests accepted at once; more get a 429")
+    media_workers: int = Field(1, gt=0, description="processes that decode pictures")
+    media_slots: int = Field(256, gt=0, description="pictures whose keys and values are kept")
+    latents_bytes: int = Field(256 * MIB, gt=0, description="memory for encoded pictures")
+    decode_timeout_s: float = Field(10.0, gt=0, description="longest decoding of one picture")
+    drain_timeout_s: float = Field(30.0, ge=0, description="how long a stop waits for answers")
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="verbosity")
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def split_keys(cls, value: object) -> object:
+        """Accepts "key1,key2"; blanks around and between are no keys."""
+        if isinstance(value, str):
+            return tuple(key for part in value.split(",") if (key := part.strip()))
+        return value
+
+    def media_limits(self) -> MediaLimits:
+        return MediaLimits(
+            self.max_media_bytes, self.max_pixels, self.max_frames, self.decode_timeout_s
+        )
+
+    def engine_limits(self) -> EngineLimits:
+        return EngineLimits(
+            num_rows=self.max_running,
+            max_length=self.max_tokens,
+            num_media_slots=max(self.media_slots, self.max_media),
+            max_queued=self.max_queued,
+            latents_bytes=self.latents_bytes,
+        )

@@ -1,0 +1,158 @@
+"""Encoded bytes → pixels, inside a worker process. Everything here meets a stranger's bytes.
+
+The parent process imports this file to name its functions, and never calls them.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import signal
+import sys
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from flamingo_model.media import Transform, media_digest, to_pixels, upright_size
+from flamingo_server.errors import (
+    BadRequest,
+    EngineFailure,
+    FlamingoError,
+    TooLarge,
+    UnsupportedMedia,
+    naming,
+)
+from flamingo_server.media.headers import count_gif_frames, webp_size
+from flamingo_server.media.limits import MediaLimits
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+_SIGNATURE = re.compile(
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF.{4}WEBP|GIF8[79]a|BM.{4}\0{4}", re.DOTALL
+)
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedMedia:
+    """One picture as the network takes it.
+
+    `pixels` is uint8 [size, size, 3], read-only from the pool; `digest` is `media_digest` of them;
+    `width` and `height` are the sender's, upright, in pixels; `format` is one of `FORMATS`.
+    """
+
+    pixels: NDArray[np.uint8]
+    digest: str
+    width: int
+    height: int
+    format: str
+
+
+def start_worker(memory_bytes: int) -> None:
+    """Prepares a fresh worker: load the decoders, then bound the memory they may take."""
+    from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
+    assert BmpImagePlugin and GifImagePlugin and JpegImagePlugin and PngImagePlugin
+    assert WebPImagePlugin  # without it, the first WebP would load every decoder Pillow has
+    Image.MAX_IMAGE_PIXELS = None  # this process has its own limit, see `_open`
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a handler would wait for the decoder's C code
+    _limit_memory(memory_bytes)
+
+
+def decode_picture(
+    data: bytes, transform: Transform, limits: MediaLimits, param: str | None = None
+) -> DecodedMedia:
+    """Pixels of the file's first frame.
+
+    Raises:
+        UnsupportedMedia: not one of `FORMATS`.
+        TooLarge: too many pixels or frames, both read from headers; or out of memory.
+        BadRequest: one of the formats, but cut off or damaged.
+        EngineFailure: a mistake of ours.
+    """
+    with naming(param), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd metadata is no news for the operator
+        try:
+            return _decode(data, transform, limits)
+        except MemoryError:
+            message = "The picture needs more memory to decode than allowed. Scale it down."
+            raise TooLarge(message, code="image_too_large") from None
+        except FlamingoError:
+            raise
+        except Exception as error:
+            message = "The server failed to decode the picture."
+            raise EngineFailure(message, code="decoder_failed") from error
+
+
+def _decode(data: bytes, transform: Transform, limits: MediaLimits) -> DecodedMedia:
+    with _open(data, limits) as picture:
+        limits.check_pixels(*picture.size)
+        limits.check_frames(_num_frames(picture, data, limits))
+        _load(picture)
+        pixels = to_pixels(picture, transform)  # [size, size, 3]
+        digest = media_digest(pixels, transform)
+        return DecodedMedia(pixels, digest, *upright_size(picture), _format(picture))
+
+
+def _open(data: bytes, limits: MediaLimits) -> Image.Image:
+    """Reads the header. Pillow's own text stays here: it may carry addresses of this process."""
+    if size := webp_size(data):
+        limits.check_pixels(*size)
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except MemoryError:
+        raise
+    except Image.DecompressionBombError:
+        message = f"The picture has more than {limits.max_pixels:,} pixels. Scale it down."
+        raise TooLarge(message, code="image_too_large") from None
+    except UnidentifiedImageError:
+        raise (_damaged() if _SIGNATURE.match(data) else _not_a_picture()) from None
+    except Exception:
+        raise _damaged() from None
+
+
+def _load(picture: Image.Image) -> None:
+    try:
+        picture.load()
+    except MemoryError:
+        raise
+    except Exception:
+        raise _damaged() from None
+
+
+def _num_frames(picture: Image.Image, data: bytes, limits: MediaLimits) -> int:
+    if picture.format == "GIF":
+        return count_gif_frames(data, stop_after=limits.max_frames)
+    return getattr(picture, "n_frames", 1)
+
+
+def _format(picture: Image.Image) -> str:
+    """Pillow calls a JPEG with a preview or a second view in it MPO."""
+    return "JPEG" if picture.format == "MPO" else str(picture.format)
+
+
+def _not_a_picture() -> UnsupportedMedia:
+    message = f"The bytes are not a picture this server reads: send one of {', '.join(FORMATS)}."
+    return UnsupportedMedia(message, code="not_a_picture")
+
+
+def _damaged() -> BadRequest:
+    message = (
+        "The picture is cut off or damaged: check that the whole file was sent, or save it again."
+    )
+    return BadRequest(message, code="truncated_image")
+
+
+def _limit_memory(memory_bytes: int) -> None:
+    """Counts from what the process maps already, which differs with the machine's cores."""
+    if sys.platform != "linux":
+        return
+    import resource
+
+    with open("/proc/self/statm") as statm:
+        mapped = int(statm.read().split()[0]) * resource.getpagesize()
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = mapped + memory_bytes
+    limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -1,0 +1,77 @@
+"""Prometheus metrics, in a registry of the app's own. Names follow vLLM's where it has one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from .engine.engine import EngineStats
+from .engine.request import Ended, Event, Finished
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+GAUGES = {
+    "running": "requests that run",
+    "waiting": "requests that wait",
+    "rows_used": "cache rows in use",
+    "media_hits": "pictures found encoded, since start",
+    "media_misses": "pictures that had to be encoded, since start",
+    "latents_bytes": "bytes of encoded pictures kept",
+    "steps": "engine steps, since start",
+}
+
+
+class Metrics:
+    """Counts what the events of each request say; asks the engine for the rest."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.gauges = {
+            name: Gauge(f"flamingo_{name}", text, registry=self.registry)
+            for name, text in GAUGES.items()
+        }
+        self.finished = self.counter("requests_finished", "choices ended, by reason", "reason")
+        self.failed = self.counter("requests_failed", "requests ended by an error", "type")
+        self.http = self.counter("http_responses", "answers by status", "status")
+        self.prompt_tokens = self.counter("prompt_tokens", "tokens read")
+        self.completion_tokens = self.counter("completion_tokens", "tokens generated")
+        self.ttft = self.histogram("time_to_first_token_seconds", "from submission on")
+        self.queue = self.histogram(
+            "request_queue_time_seconds", "from submission to the first step"
+        )
+        self.media = self.histogram("media_time_seconds", "fetching, decoding, tokenising")
+        self.latency = self.histogram("e2e_request_latency_seconds", "from submission to the end")
+
+    def counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"flamingo_{name}", text, labels, registry=self.registry)
+
+    def histogram(self, name: str, text: str) -> Histogram:
+        return Histogram(f"flamingo_{name}", text, registry=self.registry, buckets=SECONDS)
+
+    def watch(self, deliver: Callable[[Event], None]) -> Callable[[Event], None]:
+        """`deliver`, counting on the way."""
+
+        def counted(event: Event) -> None:
+            self.count(event)
+            deliver(event)
+
+        return counted
+
+    def count(self, event: Event) -> None:
+        if isinstance(event, Finished):
+            self.finished.labels(event.finish_reason).inc()
+        elif isinstance(event, Exception):
+            self.failed.labels(type(event).__name__).inc()
+        elif isinstance(event, Ended):
+            timings = event.timings
+            self.prompt_tokens.inc(event.usage.prompt_tokens)
+            self.completion_tokens.inc(event.usage.completion_tokens)
+            self.ttft.observe(timings.ttft_ms / 1000)
+            self.queue.observe(timings.queue_ms / 1000)
+            self.media.observe(timings.media_ms / 1000)
+            self.latency.observe((timings.ttft_ms + timings.decode_ms) / 1000)
+
+    def render(self, stats: EngineStats | None) -> bytes:
+        for name, gauge in self.gauges.items():
+            gauge.set(getattr(stats, name) if stats else 0)
+        return generate_latest(self.registry)

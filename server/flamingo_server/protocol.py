@@ -1,0 +1,187 @@
+"""The wire: what `POST /v1/generate` takes and gives. Unknown fields are refused.
+
+Shapes are the contract; nothing here knows the engine.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from .errors import BadRequest
+
+LATER = (
+    "adapter",
+    "constraint",
+    "early_stopping",
+    "examples",
+    "explain",
+    "length_penalty",
+    "prompt_logprobs",
+    "query",
+    "stream_hypotheses",
+    "support_set",
+    "task",
+)
+"""Fields of the contract that this version does not serve yet, and says so."""
+
+
+class Wire(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class MediaSource(Wire):
+    """Exactly one of `url` (a `data:` URL), `data` (base64) and `id`."""
+
+    url: str | None = None
+    data: str | None = None
+    id: str | None = None
+    media_type: str | None = Field(None, examples=["image/png"])
+
+
+class TextPart(Wire):
+    type: Literal["text"]
+    text: str
+    special_tokens: bool = Field(
+        False, description="read `<|endofchunk|>` and the like in `text` as special tokens"
+    )
+
+
+class ImagePart(Wire):
+    type: Literal["image"]
+    image: MediaSource
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class GenerateRequest(Wire):
+    """A prompt in parts, in the order the model sees them, and how to continue it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"prompt": [{"type": "text", "text": "This is a"}], "max_tokens": 8}]
+        }
+    )
+
+    prompt: list[Part]
+    model: str | None = Field(None, description="must name the loaded model, if given")
+    max_tokens: int | None = Field(
+        None, ge=1, description="default: 64, or what the context leaves"
+    )
+    min_tokens: int = Field(0, ge=0)
+    temperature: float = Field(0.0, ge=0, le=100, description="0 is greedy")
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0, description="0: no limit")
+    min_p: float = Field(0.0, ge=0, le=1)
+    repetition_penalty: float = Field(1.0, gt=0, le=100)
+    no_repeat_ngram_size: int = Field(0, ge=0, le=64)
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    stop: list[str] = Field(default_factory=list, max_length=16)
+    n: int = Field(1, ge=1)
+    num_beams: int = Field(1, ge=1)
+    logprobs: int | None = Field(None, ge=0, le=20, description="top-k per generated token")
+    stream: bool = False
+    priority: int = Field(0, ge=-100, le=100, description="larger goes first")
+    deadline_ms: int | None = Field(None, ge=1)
+    cache_salt: str | None = Field(None, max_length=256)
+
+    @model_validator(mode="before")
+    @classmethod
+    def refuse_later_fields(cls, values: Any) -> Any:
+        named = [field for field in LATER if isinstance(values, dict) and values.get(field)]
+        if named:
+            raise BadRequest(
+                f"{named[0]} is not served by this version: leave it out",
+                param=named[0],
+                code="not_supported",
+            )
+        return values
+
+    @model_validator(mode="after")
+    def refuse_beams(self) -> GenerateRequest:
+        if self.num_beams > 1:
+            raise BadRequest(
+                "beam search is not served by this version: leave num_beams out or set it to 1",
+                param="num_beams",
+                code="not_supported",
+            )
+        return self
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def one_stop(cls, value: object) -> object:
+        """A lone string is a list of one."""
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("stop")
+    @classmethod
+    def no_empty_stop(cls, value: list[str]) -> list[str]:
+        if any(not text or len(text) > 256 for text in value):
+            raise ValueError("each stop string must have 1 to 256 characters")
+        return value
+
+
+class TopToken(BaseModel):
+    token_id: int
+    token: str
+    logprob: float
+
+
+class TokenLogprob(TopToken):
+    top: list[TopToken]
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    cached_prompt_tokens: int
+    media: int
+    cached_media: int
+
+
+class Timings(BaseModel):
+    queue_ms: float
+    media_ms: float
+    prefill_ms: float
+    decode_ms: float
+    ttft_ms: float
+
+
+class Choice(BaseModel):
+    index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: Literal["stop", "length", "cancelled", "timeout", "error"]
+    logprobs: list[TokenLogprob] | None
+    score: float | None
+
+
+class GenerateResponse(BaseModel):
+    id: str
+    model: str
+    choices: list[Choice]
+    usage: Usage
+    timings: Timings
+
+
+class ErrorBody(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(BaseModel):
+    error: ErrorBody
+
+
+class Health(BaseModel):
+    status: Literal["ok", "ready", "loading", "draining", "failed"]
+
+
+class Version(BaseModel):
+    version: str
+    model: str
+    torch: str

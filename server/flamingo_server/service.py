@@ -1,0 +1,89 @@
+"""What lives as long as the server: model, engine, picture pool, metrics. Loaded off the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tokenizers import Tokenizer
+
+from flamingo_model.checkpoints.native import EMBEDDED, load_native
+from flamingo_model.prompt import PromptRenderer
+
+from .config import Settings
+from .engine.engine import Engine, EngineStats
+from .errors import Draining
+from .media.pool import MediaPool
+from .metrics import Metrics
+from .prompts import PromptBuilder
+
+logger = logging.getLogger("flamingo_server")
+Status = Literal["loading", "ready", "draining", "failed"]
+
+
+class Service:
+    """`load` makes it ready; routes reach it as `app.state.service`."""
+
+    engine: Engine
+    prompts: PromptBuilder
+    pool: MediaPool
+    tokenizer: Tokenizer
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.model_name = ""
+        self.is_loaded = False
+        self.load_error: BaseException | None = None
+
+    @property
+    def status(self) -> Status:
+        if not self.is_loaded:
+            return "loading" if self.load_error is None else "failed"
+        if self.engine.is_draining:
+            return "draining"
+        return "ready" if self.engine.is_alive else "failed"
+
+    def check_ready(self) -> None:
+        if self.status != "ready":
+            raise Draining(f"the server is {self.status}: try again in a moment", code=self.status)
+
+    def load(self) -> None:
+        """Reads the checkpoint and starts the engine; raises CheckpointError."""
+        torch.set_num_threads(self.settings.threads or os.cpu_count() or 1)
+        embedded = self.settings.model == "embedded"
+        folder = EMBEDDED if embedded else Path(self.settings.model)
+        model, self.tokenizer = load_native(folder)
+        config = model.config
+        transform = config.vision.pixel_transform()
+        self.pool = MediaPool(transform, self.settings.media_limits(), self.settings.media_workers)
+        self.pool.warm()
+        limit = min(self.settings.max_tokens, config.decoder.max_positions)
+        self.settings = self.settings.model_copy(update={"max_tokens": limit})
+        self.prompts = PromptBuilder(
+            PromptRenderer(self.tokenizer, config.tokens),
+            self.pool,
+            limit,
+            self.settings.max_media,
+        )
+        self.engine = Engine(model, self.tokenizer, self.settings.engine_limits())
+        self.engine.start()
+        self.model_name = config.name
+        self.is_loaded = True
+
+    async def close(self) -> None:
+        """Lets running requests end, refuses new ones, then frees everything."""
+        if self.is_loaded:
+            await asyncio.to_thread(self.engine.drain, self.settings.drain_timeout_s)
+            await asyncio.to_thread(self.pool.close)
+
+    def stats(self) -> EngineStats | None:
+        return self.engine.stats() if self.is_loaded else None
+
+    def spelling(self, token_id: int) -> str:
+        text: str = self.tokenizer.decode([token_id], skip_special_tokens=False)
+        return text
