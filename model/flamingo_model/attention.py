@@ -22,7 +22,8 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     weights = scores.float().masked_fill(~mask, torch.finfo(torch.float32).min).softmax(-1)
-    return (weights * mask).to(v.dtype) @ v
+    out: Tensor = (weights * mask).to(v.dtype) @ v
+    return out
 
 
 class DenseSelfAttention:
@@ -165,7 +166,7 @@ class CachedCrossAttention:
         slots = self.batch.media_slots.clamp(min=0)
         k, v = (c[block][slots] for c in (self.media.k, self.media.v))  # [B, heads, R, head_dim]
         out = F.scaled_dot_product_attention(q.unsqueeze(2), k, v).squeeze(2)
-        return out * self.seeing.view(-1, 1, 1)
+        return out.masked_fill(~self.seeing.view(-1, 1, 1), 0)
 
     def prefill(self, block: int, q: Tensor, slot: int) -> Tensor:
         k, v = (c[block, slot].unsqueeze(0) for c in (self.media.k, self.media.v))

@@ -6,23 +6,55 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from types import GenericAlias
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 from .media import Transform
 
 T = TypeVar("T")
 
 
-def build(cls: type[T], values: dict[str, Any]) -> T:
-    """A frozen config from a plain dict. Raises ValueError for an unknown or a missing key."""
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    if unknown := sorted(values.keys() - fields.keys()):
-        raise ValueError(f"{cls.__name__}: unknown keys {unknown}; known are {sorted(fields)}")
-    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+def build(cls: type[T], values: Any) -> T:
+    """A frozen config, and those inside it, from plain JSON values.
+
+    Raises ValueError for an unknown or a missing key and for a value of the wrong type.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{cls.__name__} must be an object, not {values!r}")
+    hints = get_type_hints(cls)
+    if unknown := sorted(values.keys() - hints.keys()):
+        raise ValueError(f"{cls.__name__}: unknown keys {unknown}; known are {sorted(hints)}")
+    read = {k: read_value(v, hints[k], f"{cls.__name__}.{k}") for k, v in values.items()}
     try:
-        return cls(**tuples)
+        return cls(**read)
     except TypeError as error:
         raise ValueError(f"{cls.__name__}: {error}") from error
+
+
+def read_value(value: Any, hint: Any, name: str) -> Any:
+    """One field from its JSON value; every plain int counts something, so it is at least 1."""
+    if dataclasses.is_dataclass(hint):
+        return build(cast(type[Any], hint), value)
+    value = tuple(value) if isinstance(value, list) else value
+    if not fits(value, hint):
+        kind = hint.__name__ if isinstance(hint, type) else hint
+        raise ValueError(f"{name} must be {kind}, not {value!r}")
+    if hint is int and value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value}")
+    return value
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value is of a field's type: int counts as float, bool as nothing else."""
+    if isinstance(hint, GenericAlias):
+        kinds = get_args(hint)
+        if not isinstance(value, tuple):
+            return False
+        kinds = kinds[:1] * len(value) if kinds[-1] is ... else kinds
+        return len(value) == len(kinds) and all(map(fits, value, kinds))
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
 @dataclass(frozen=True)
@@ -43,6 +75,9 @@ class VisionConfig:
             raise ValueError(f"vision.kind {self.kind!r} is not known; known: 'conv'")
         if len(self.widths) != len(self.blocks):
             raise ValueError("vision.widths and vision.blocks must be equally long")
+        self.pixel_transform()  # raises for an unknown kind, as everything here does
+        if any(w < 1 or (b and w % 8) for w, b in zip(self.widths, self.blocks, strict=True)):
+            raise ValueError("vision.widths of stages with blocks must be multiples of 8")
 
     def pixel_transform(self) -> Transform:
         """What turns a picture into this tower's pixels."""
@@ -51,7 +86,8 @@ class VisionConfig:
     @property
     def num_tokens(self) -> int:
         """Tokens per frame, S: the last grid flattened."""
-        return int(self.image_size // 2 ** len(self.widths)) ** 2
+        side = -(-self.image_size // 2 ** len(self.widths))  # a stage halves and rounds up
+        return int(side**2)
 
 
 @dataclass(frozen=True)
@@ -100,6 +136,10 @@ class DecoderConfig:
     attention_bias: bool = False
     tie_embeddings: bool = True
 
+    def __post_init__(self) -> None:
+        if self.head_dim % 2:
+            raise ValueError("decoder.head_dim must be even: rotary positions turn pairs")
+
 
 @dataclass(frozen=True)
 class SpecialTokens:
@@ -130,19 +170,11 @@ class FlamingoConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> FlamingoConfig:
-        parts: dict[str, type[Any]] = {
-            "vision": VisionConfig,
-            "resampler": ResamplerConfig,
-            "cross_attention": CrossAttentionConfig,
-            "decoder": DecoderConfig,
-            "tokens": SpecialTokens,
-        }
-        built = {k: build(parts[k], v) if k in parts else v for k, v in values.items()}
-        return build(cls, built)
+        return build(cls, values)
 
     @classmethod
     def load(cls, path: Path) -> FlamingoConfig:
-        return cls.from_dict(json.loads(path.read_text()))
+        return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"

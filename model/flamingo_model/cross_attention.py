@@ -61,7 +61,8 @@ class GatedCrossAttention(nn.Module):
         """`hidden` [..., dim]; `attend` holds the media keys and values, never this layer."""
         seen = attend(block, self.split(self.to_q(self.norm(hidden))))  # [..., heads, head_dim]
         hidden = hidden + self.attention_gate.tanh() * self.to_out(seen.flatten(-2))
-        return hidden + self.feed_forward_gate.tanh() * self.feed_forward(hidden)
+        out: Tensor = hidden + self.feed_forward_gate.tanh() * self.feed_forward(hidden)
+        return out
 
     def split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1))  # [..., heads, head_dim]
+        return torch.unflatten(x, -1, (self.num_heads, -1))  # [..., heads, head_dim]

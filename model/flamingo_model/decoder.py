@@ -61,7 +61,7 @@ class DecoderLayer(nn.Module):
         return out
 
     def split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1))  # [..., heads, head_dim]
+        return torch.unflatten(x, -1, (self.num_heads, -1))  # [..., heads, head_dim]
 
 
 class Decoder(nn.Module):

@@ -52,7 +52,7 @@ class Flamingo(nn.Module):
 
     def project_media(self, latents: Tensor) -> MediaKV:
         """[..., R, dim] → keys and values of every block: the one projection a media ever needs."""
-        keys, values = zip(*(block.project_media(latents) for block in self._blocks()), strict=True)
+        keys, values = zip(*(block.project_media(latents) for block in self.blocks()), strict=True)
         return MediaKV(torch.stack(keys), torch.stack(values))
 
     def forward(
@@ -64,7 +64,7 @@ class Flamingo(nn.Module):
     ) -> Tensor:
         """Tokens [...] and positions [...] → final hidden states [..., dim]; see `logits`."""
         interval = self.config.cross_attention
-        blocks = self._blocks()
+        blocks = self.blocks()
 
         def before_layer(layer: int, hidden: Tensor) -> Tensor:
             if not interval.has_block(layer):
@@ -80,5 +80,5 @@ class Flamingo(nn.Module):
         """[..., dim] → [..., vocab_size]"""
         return self.decoder.logits(hidden)
 
-    def _blocks(self) -> list[GatedCrossAttention]:
+    def blocks(self) -> list[GatedCrossAttention]:
         return [b for b in self.cross_attention if isinstance(b, GatedCrossAttention)]

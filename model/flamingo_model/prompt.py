@@ -44,14 +44,17 @@ class PromptError(ValueError):
 
 
 class PromptRenderer:
-    """Holds two views of the tokenizer: one that knows special tokens in text, one that does not."""
+    """Two views of the tokenizer: one that knows special tokens in text, one that does not."""
 
     def __init__(self, tokenizer: Tokenizer, tokens: SpecialTokens) -> None:
         self.special = tokenizer
         self.literal = Tokenizer.from_str(tokenizer.to_str())
         self.literal.encode_special_tokens = True
         self.image_token = tokens.image
-        self.image_token_id: int = tokenizer.token_to_id(tokens.image)
+        image_token_id = tokenizer.token_to_id(tokens.image)
+        if image_token_id is None:
+            raise ValueError(f"the tokenizer lacks the special token {tokens.image}")
+        self.image_token_id: int = image_token_id
 
     def render(self, parts: Sequence[Part]) -> RenderedPrompt:
         """Raises PromptError for an empty prompt and for an image token written into text."""

@@ -39,7 +39,8 @@ class ResamplerLayer(nn.Module):
 
     def forward(self, latents: Tensor, features: Tensor) -> Tensor:
         latents = latents + self.attend(self.norm_latents(latents), self.norm_media(features))
-        return latents + self.feed_forward(latents)
+        out: Tensor = latents + self.feed_forward(latents)
+        return out
 
     def attend(self, latents: Tensor, features: Tensor) -> Tensor:
         keys_values = self.to_kv(torch.cat([features, latents], dim=1))
@@ -49,7 +50,8 @@ class ResamplerLayer(nn.Module):
         return merged
 
     def split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [N, heads, len, head_dim]
+        heads = torch.unflatten(x, -1, (self.num_heads, -1))
+        return heads.transpose(1, 2)  # [N, heads, len, head_dim]
 
 
 class PerceiverResampler(nn.Module):

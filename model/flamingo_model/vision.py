@@ -23,7 +23,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.conv1(F.silu(self.norm(x)))
-        return x + self.conv2(F.silu(hidden))
+        out: Tensor = x + self.conv2(F.silu(hidden))
+        return out
 
 
 class ConvTower(nn.Module):

@@ -17,11 +17,13 @@ from . import __version__
 from .auth import LimitBody, RequireKey
 from .config import Settings
 from .errors import BadRequest, FlamingoError, NotFound, OutOfRange, Unavailable
+from .metrics import CountAnswers
 from .routes import generate, operation
 from .service import Service
 from .sse import to_error
 
 logger = logging.getLogger("flamingo_server")
+LONGEST_NAME, LONGEST_MESSAGE = 80, 400  # what a client wrote is not sent back in full
 OUT_OF_RANGE = ("greater_than", "less_than", "too_short", "too_long", "pattern", "finite_number")
 
 
@@ -32,9 +34,11 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(load(service))
-        yield
-        await loading
-        await service.close()
+        try:
+            yield
+        finally:
+            await loading
+            await service.close()
 
     app = FastAPI(
         title="Flamingo Server",
@@ -51,6 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(Exception, on_bug)
     app.add_middleware(LimitBody, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequireKey, keys=settings.api_keys)
+    app.add_middleware(CountAnswers, counter=service.metrics.http)
     return app
 
 
@@ -64,7 +69,6 @@ async def load(service: Service) -> None:
 
 
 def error_response(request: Request, error: FlamingoError) -> Response:
-    request.app.state.service.metrics.http.labels(str(error.status)).inc()
     headers = {}
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(max(1, round(error.retry_after)))
@@ -82,16 +86,17 @@ async def on_invalid(request: Request, error: Exception) -> Response:
 
 def from_validation(found: dict[str, Any]) -> FlamingoError:
     """The first thing wrong with a body, as one of our errors."""
-    place = [part for part in found["loc"] if part not in ("body", "text", "image")]
     if found["type"] == "json_invalid":
         return BadRequest(f"the body is not JSON: {found['ctx']['error']}", code="invalid_json")
     param = to_param(list(found["loc"])[1:])
     if found["type"] == "extra_forbidden":
+        name = str(found["loc"][-1])[:LONGEST_NAME]
         return BadRequest(
-            f"unknown field {place[-1]!r}: leave it out", param=param, code="unknown_field"
+            f"unknown field {name!r}: leave it out", param=param, code="unknown_field"
         )
     kind = OutOfRange if found["type"].startswith(OUT_OF_RANGE) else BadRequest
-    return kind(f"{param or 'the body'}: {found['msg']}", param=param, code=found["type"])
+    message = f"{param or 'the body'}: {found['msg'][:LONGEST_MESSAGE]}"
+    return kind(message, param=param, code=found["type"])
 
 
 def to_param(place: list[Any]) -> str | None:
@@ -103,7 +108,7 @@ def to_param(place: list[Any]) -> str | None:
             path += f"[{part}]"
         elif not (i and isinstance(place[i - 1], int) and part in ("text", "image")):
             path += f".{part}" if path else str(part)
-    return path or None
+    return path.encode(errors="replace").decode()[:LONGEST_NAME] or None
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
@@ -116,4 +121,5 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 async def on_bug(request: Request, error: Exception) -> Response:
     logger.exception("unhandled error", exc_info=error)
+    request.app.state.service.metrics.http.labels("500").inc()  # it answers outside CountAnswers
     return error_response(request, to_error(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .engine.engine import EngineStats
 from .engine.request import Ended, Event, Finished
@@ -75,3 +76,18 @@ class Metrics:
         for name, gauge in self.gauges.items():
             gauge.set(getattr(stats, name) if stats else 0)
         return generate_latest(self.registry)
+
+
+class CountAnswers:
+    """Counts every answer by its status, those of the guards included. Pure ASGI."""
+
+    def __init__(self, app: ASGIApp, counter: Counter) -> None:
+        self.app, self.counter = app, counter
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.counter.labels(str(message["status"])).inc()
+            await send(message)
+
+        await self.app(scope, receive, counted)

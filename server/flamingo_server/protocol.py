@@ -75,7 +75,7 @@ class GenerateRequest(Wire):
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0, description="0: no limit")
     min_p: float = Field(0.0, ge=0, le=1)
-    repetition_penalty: float = Field(1.0, gt=0, le=100)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=100)
     no_repeat_ngram_size: int = Field(0, ge=0, le=64)
     seed: int | None = Field(None, ge=0, lt=2**63)
     stop: list[str] = Field(default_factory=list, max_length=16)
@@ -84,20 +84,23 @@ class GenerateRequest(Wire):
     logprobs: int | None = Field(None, ge=0, le=20, description="top-k per generated token")
     stream: bool = False
     priority: int = Field(0, ge=-100, le=100, description="larger goes first")
-    deadline_ms: int | None = Field(None, ge=1)
+    deadline_ms: int | None = Field(None, ge=1, le=86_400_000)
     cache_salt: str | None = Field(None, max_length=256)
 
     @model_validator(mode="before")
     @classmethod
     def refuse_later_fields(cls, values: Any) -> Any:
-        named = [field for field in LATER if isinstance(values, dict) and values.get(field)]
+        if not isinstance(values, dict):
+            return values
+        absent = {field for field in LATER if values.get(field) is None or values[field] is False}
+        named = [field for field in LATER if field in values.keys() - absent]
         if named:
             raise BadRequest(
                 f"{named[0]} is not served by this version: leave it out",
                 param=named[0],
                 code="not_supported",
             )
-        return values
+        return {field: value for field, value in values.items() if field not in absent}
 
     @model_validator(mode="after")
     def refuse_beams(self) -> GenerateRequest:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
+import sys
 
 import uvicorn
 
@@ -16,18 +18,24 @@ class Server(uvicorn.Server):
     """uvicorn that says when the model is ready, and gives up when it cannot be loaded."""
 
     service: Service
+    has_failed = False
 
     async def main_loop(self) -> None:
-        watching = asyncio.create_task(self.announce())
+        watching = asyncio.create_task(self.watch())
         await super().main_loop()
         watching.cancel()
 
-    async def announce(self) -> None:
-        while self.service.status == "loading" and self.service.load_error is None:
+    async def watch(self) -> None:
+        """Says once that all is ready; stops a server that can answer no more."""
+        while self.service.status == "loading":
             await asyncio.sleep(0.02)
-        if self.service.load_error is not None:
-            self.should_exit = True
-            return
+        if self.service.status == "ready":
+            self.announce()
+        while self.service.status != "failed":
+            await asyncio.sleep(0.5)
+        self.has_failed = self.should_exit = True
+
+    def announce(self) -> None:
         port = self.servers[0].sockets[0].getsockname()[1]
         print(
             f"{self.service.model_name} is ready on http://{self.config.host}:{port} "
@@ -37,7 +45,7 @@ class Server(uvicorn.Server):
 
 
 def run_server(settings: Settings) -> int:
-    """Serves until stopped; the exit status is 0 unless the model could not be loaded."""
+    """Serves until stopped; the exit status is 0 unless the model or the engine failed."""
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
@@ -53,8 +61,9 @@ def run_server(settings: Settings) -> int:
     )
     server = Server(config)
     server.service = app.state.service
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again once it has stopped
     server.run()
-    if (error := server.service.load_error) is not None:
-        print(f"flamingo serve: {error}", flush=True)
-        return 1
-    return 0
+    if server.has_failed:
+        error = server.service.load_error or "the engine stopped: see the log"
+        print(f"flamingo serve: {error}", file=sys.stderr, flush=True)
+    return int(server.has_failed)

@@ -16,6 +16,7 @@ from flamingo_model.prompt import PromptRenderer
 
 from .config import Settings
 from .engine.engine import Engine, EngineStats
+from .engine.runner import Runner
 from .errors import Draining
 from .media.pool import MediaPool
 from .metrics import Metrics
@@ -60,17 +61,19 @@ class Service:
         model, self.tokenizer = load_native(folder)
         config = model.config
         transform = config.vision.pixel_transform()
-        self.pool = MediaPool(transform, self.settings.media_limits(), self.settings.media_workers)
-        self.pool.warm()
         limit = min(self.settings.max_tokens, config.decoder.max_positions)
         self.settings = self.settings.model_copy(update={"max_tokens": limit})
+        limits = self.settings.engine_limits()
+        runner = Runner(model, limits.num_rows, limits.max_length, limits.num_media_slots)
+        self.engine = Engine(config, runner, self.tokenizer, limits)
+        self.pool = MediaPool(transform, self.settings.media_limits(), self.settings.media_workers)
         self.prompts = PromptBuilder(
             PromptRenderer(self.tokenizer, config.tokens),
             self.pool,
             limit,
             self.settings.max_media,
         )
-        self.engine = Engine(model, self.tokenizer, self.settings.engine_limits())
+        self.pool.warm()
         self.engine.start()
         self.model_name = config.name
         self.is_loaded = True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -53,7 +52,7 @@ def save_native(model: Flamingo, tokenizer: Tokenizer, folder: Path, dtype: torc
 def load_config(path: Path) -> FlamingoConfig:
     try:
         return FlamingoConfig.load(path)
-    except (ValueError, TypeError, json.JSONDecodeError) as error:
+    except (ValueError, OSError) as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
@@ -62,10 +61,11 @@ def load_tokenizer(path: Path, config: FlamingoConfig) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises bare Exception
         raise CheckpointError(f"{path}: {error}") from error
-    special = (config.tokens.image, config.tokens.end_of_chunk, config.tokens.end_of_text)
-    if lacking := [token for token in special if tokenizer.token_to_id(token) is None]:
+    wanted = (config.tokens.image, config.tokens.end_of_chunk, config.tokens.end_of_text)
+    special = {t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special}
+    if lacking := [token for token in wanted if token not in special]:
         raise CheckpointError(f"{path}: the tokenizer lacks the special tokens {lacking}")
-    if tokenizer.get_vocab_size() > config.decoder.vocab_size:
+    if max(tokenizer.get_vocab().values()) >= config.decoder.vocab_size:
         raise CheckpointError(f"{path}: more tokens than the decoder's {config.decoder.vocab_size}")
     return tokenizer
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from flamingo_model.flamingo import Flamingo
+from flamingo_model.config import FlamingoConfig
 
 from ..errors import DeadlineExceeded, Draining, EngineFailure, QueueFull
 from .detokenize import Detokenizer
@@ -65,16 +65,17 @@ class RequestHandle:
 class Engine:
     """Submit from any thread; everything else happens on the engine's own."""
 
-    def __init__(self, model: Flamingo, tokenizer: Tokenizer, limits: EngineLimits) -> None:
-        tokens = model.config.tokens
-        self.limits, self.tokenizer = limits, tokenizer
-        self.image_id = tokenizer.token_to_id(tokens.image)
-        self.stop_ids = [
-            tokenizer.token_to_id(t) for t in (tokens.end_of_chunk, tokens.end_of_text)
-        ]
-        spare = range(tokenizer.get_vocab_size(), model.config.decoder.vocab_size)
+    def __init__(
+        self, config: FlamingoConfig, runner: Runner, tokenizer: Tokenizer, limits: EngineLimits
+    ) -> None:
+        tokens = config.tokens
+        self.limits, self.tokenizer, self.runner = limits, tokenizer, runner
+        self.image_id, *self.stop_ids = (
+            token_id(tokenizer, token)
+            for token in (tokens.image, tokens.end_of_chunk, tokens.end_of_text)
+        )
+        spare = range(tokenizer.get_vocab_size(), config.decoder.vocab_size)
         self.banned = [self.image_id, *spare]  # a generated picture does not exist
-        self.runner = Runner(model, limits.num_rows, limits.max_length, limits.num_media_slots)
         self.media = MediaCache(limits.num_media_slots)
         self.latents: LatentsCache[Tensor] = LatentsCache(
             limits.latents_bytes, lambda t: t.numel() * t.element_size()
@@ -83,7 +84,7 @@ class Engine:
         self.inbox: queue.SimpleQueue[tuple[str, Request | None]] = queue.SimpleQueue()
         self.num_requests = 0  # submitted and not ended; guarded by `lock`
         self.lock = threading.Lock()
-        self.is_draining = False
+        self.is_draining = self.has_stopped = False
         self.num_steps = 0
         self.thread = threading.Thread(target=self.run, name="engine", daemon=True)
 
@@ -94,7 +95,7 @@ class Engine:
 
     def check_room(self) -> None:
         """Raises QueueFull or Draining; asked before any media work is done."""
-        if self.is_draining:
+        if self.is_draining or self.has_stopped:
             raise Draining("the server is shutting down: send the request again elsewhere")
         if self.num_requests >= self.limits.max_queued:
             raise QueueFull(
@@ -111,8 +112,9 @@ class Engine:
         deadline: float | None = None,
         media_ms: float = 0.0,
     ) -> RequestHandle:
-        """Raises QueueFull or Draining; every later failure comes through `deliver`."""
-        request = Request(id, prompt, sampling, deliver, priority, deadline, media_ms, sequences=[])
+        """Raises TooLarge, QueueFull or Draining; later failures come through `deliver`."""
+        self.limits.check(len(prompt.token_ids), sampling.max_tokens, sampling.n, len(prompt.media))
+        request = Request(id, prompt, sampling, deliver, priority, deadline, media_ms)
         seed = sampling.seed if sampling.seed is not None else random.getrandbits(62)
         request.sequences = [
             Sequence(request, i, self.detokenizer(sampling), random.Random(f"{seed}/{i}"))
@@ -121,7 +123,7 @@ class Engine:
         with self.lock:
             self.check_room()
             self.num_requests += 1
-        self.inbox.put(("add", request))
+            self.inbox.put(("add", request))  # under the lock: never behind the last "stop"
         return RequestHandle(self, request)
 
     def detokenizer(self, sampling: Sampling) -> Detokenizer:
@@ -133,7 +135,8 @@ class Engine:
 
     def drain(self, timeout_s: float) -> None:
         """Refuses new requests, lets the running ones end, then stops the thread."""
-        self.is_draining = True
+        with self.lock:
+            self.is_draining = True
         until = time.monotonic() + timeout_s
         while self.num_requests and time.monotonic() < until and self.thread.is_alive():
             time.sleep(0.01)
@@ -158,18 +161,24 @@ class Engine:
     # ---- the engine thread
 
     def run(self) -> None:
-        while self.take_inbox():
-            self.step()
+        try:
+            while self.take_inbox():
+                self.step()
+        finally:
+            self.stop_all()
 
     def step(self) -> None:
+        """One token for everyone. What fails here ends the requests of this step, no others."""
         self.expire()
         plan = self.scheduler.schedule()
-        if not plan:
-            return
-        self.load_media(plan)
-        if plan:
-            self.num_steps += 1
-            self.advance(plan)
+        try:
+            self.load_media(plan)
+            if plan:
+                self.advance(plan)
+        except Exception as error:
+            logger.exception("a step failed; its requests end")
+            for request in plan.requests():
+                self.fail(request, failure(error))
 
     def take_inbox(self) -> bool:
         """Waits for work when there is none. False: stop."""
@@ -180,7 +189,6 @@ class Engine:
             action, request = self.inbox.get()
             is_idle = False
             if request is None:
-                self.stop_all()
                 return False
             if action == "add":
                 self.scheduler.add(request)
@@ -225,13 +233,8 @@ class Engine:
 
     def advance(self, plan: Plan) -> None:
         """One forward pass, one token for every sequence in it."""
-        try:
-            logits = self.runner.step(plan)
-        except Exception as error:
-            logger.exception("a step failed; its requests end")
-            for request in plan.requests():
-                self.fail(request, failure(error))
-            return
+        self.num_steps += 1
+        logits = self.runner.step(plan)
         for row, sequence in enumerate(plan.decodes):
             self.accept(sequence, logits[row])
         for row, request in enumerate(plan.prefills, start=len(plan.decodes)):
@@ -248,7 +251,7 @@ class Engine:
     def accept(self, sequence: Sequence, logits: Tensor) -> None:
         """Chooses the next token; whatever goes wrong ends this request alone."""
         request = sequence.request
-        if request not in self.scheduler.running:  # a sibling sequence has failed
+        if not self.scheduler.holds(request):  # a sibling sequence has failed
             return
         try:
             token, logprob = choose_token(logits, sequence, self.banned, self.stop_ids)
@@ -299,11 +302,15 @@ class Engine:
 
     def abort(self, request: Request) -> None:
         """The client has gone: nothing more is sent, everything is freed."""
-        if request in self.scheduler.running or request in self.scheduler.waiting:
+        if self.scheduler.holds(request):
+            logger.info("request %s cancelled", request.id)
             self.release(request)
 
     def fail(self, request: Request, error: Exception) -> None:
-        self.close(request, error)
+        """Does nothing to a request that has ended before."""
+        if self.scheduler.holds(request):
+            self.runner.clear_rows([s.row for s in request.sequences if s.row >= 0])
+            self.close(request, error)
 
     def close(self, request: Request, event: Event) -> None:
         self.release(request)
@@ -317,12 +324,25 @@ class Engine:
             self.num_requests -= 1
 
     def stop_all(self) -> None:
+        """The thread ends: nobody is left waiting for an answer."""
+        with self.lock:
+            self.has_stopped = True
+        while not self.inbox.empty():
+            action, request = self.inbox.get()
+            if action == "add" and request is not None:
+                self.scheduler.add(request)
         for request in list(self.scheduler.requests()):
-            self.fail(request, Draining("the server stopped before the answer was complete"))
+            self.close(request, Draining("the server stopped before the answer was complete"))
 
     def check_integrity(self) -> None:
         self.scheduler.check_integrity()
         self.media.check_integrity()
+
+
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    found: int | None = tokenizer.token_to_id(token)
+    assert found is not None, f"the tokenizer lacks {token}"
+    return found
 
 
 def failure(error: Exception) -> Exception:

@@ -34,7 +34,7 @@ class Sampling:
     logprobs: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Media:
     """Decoded pixels [T, H, W, 3] uint8 and the digest that names them in every cache."""
 
@@ -112,11 +112,11 @@ Event = Started | Text | Finished | Ended | Exception
 """An exception travels the same road as tokens, and ends the request."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Request:
-    """One prompt and the `sampling.n` sequences that continue it.
+    """One prompt and the `sampling.n` sequences that continue it. Equal to itself alone.
 
-    `deliver` is called on the engine thread with each event, in order.
+    `deliver` is called on the engine thread with each event, in order, and never raises.
     """
 
     id: str
@@ -129,7 +129,6 @@ class Request:
     arrived: float = field(default_factory=time.monotonic)
     scheduled: float | None = None
     first_token: float | None = None
-    prefilled: float | None = None
     cached_media: int = 0
     slots: list[int] = field(default_factory=list)  # one media slot per media of the prompt
     sequences: list[Sequence] = field(default_factory=list)
@@ -167,7 +166,7 @@ class Request:
         )
 
 
-@dataclass
+@dataclass(eq=False)
 class Sequence:
     """One continuation: its cache row, its tokens, its own random numbers."""
 
@@ -176,7 +175,6 @@ class Sequence:
     detokenizer: Detokenizer
     random: random.Random
     row: int = -1
-    num_cached: int = 0  # tokens whose keys and values are in the row
     generated: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     num_sent: int = 0  # of `generated`, how many an event has carried

@@ -43,7 +43,7 @@ class Runner:
             for start in range(0, len(alike), ENCODE_AT_ONCE):
                 chunk = alike[start : start + ENCODE_AT_ONCE]
                 for one, encoded in zip(chunk, self.encode_chunk(chunk), strict=True):
-                    latents[one.digest] = encoded
+                    latents[one.digest] = encoded.clone()  # a view would keep its whole chunk
         return [latents[m.digest] for m in media]
 
     def encode_chunk(self, media: list[Media]) -> Tensor:
@@ -98,6 +98,12 @@ class Runner:
         first, *others = request.sequences
         for other in others:
             self.rows.copy_row(first.row, other.row, len(request.prompt.token_ids))
+
+    @torch.inference_mode()
+    def clear_rows(self, rows: list[int]) -> None:
+        """Wipes what may not be finite: a masked NaN still spoils the row's next owner."""
+        for cache in (self.rows.k, self.rows.v):
+            cache[:, rows] = 0
 
     def tensor(self, values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)

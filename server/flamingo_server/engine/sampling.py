@@ -25,7 +25,7 @@ def choose_token(
     if not torch.isfinite(logits).all():
         raise NotFiniteError("the model's logits are not finite")
     sampling = sequence.request.sampling
-    logits = logits.float().clone()
+    logits = logits.to(torch.float64, copy=True)  # so that no temperature overflows
     logits[banned] = -torch.inf
     logprobs = logits.log_softmax(-1) if sampling.logprobs is not None else None
     if len(sequence.generated) < sampling.min_tokens:
@@ -62,10 +62,10 @@ def repeated_next(history: list[int], size: int) -> list[int]:
 def draw(logits: Tensor, sampling: Sampling, sequence: Sequence) -> int:
     if sampling.temperature == 0:
         return int(logits.argmax())
-    probabilities = (logits / sampling.temperature).softmax(-1)
+    probabilities = ((logits - logits.max()) / sampling.temperature).softmax(-1)
     ranked, order = probabilities.sort(descending=True, stable=True)
     ranked = ranked * allowed(ranked, sampling)
-    reached = ranked.double().cumsum(0)
+    reached = ranked.cumsum(0)
     drawn = sequence.random.random() * float(reached[-1])
     return int(order[int(torch.searchsorted(reached, drawn, right=True).clamp(max=len(order) - 1))])
 
@@ -73,7 +73,7 @@ def draw(logits: Tensor, sampling: Sampling, sequence: Sequence) -> int:
 def allowed(ranked: Tensor, sampling: Sampling) -> Tensor:
     """Of probabilities in falling order, those that top-k, top-p and min-p leave."""
     keep = torch.ones_like(ranked, dtype=torch.bool)
-    if sampling.top_k:
+    if 0 < sampling.top_k < len(ranked):
         keep[sampling.top_k :] = False
     if sampling.top_p < 1:
         before = ranked.cumsum(0) - ranked

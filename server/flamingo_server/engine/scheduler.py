@@ -32,8 +32,7 @@ class Plan:
         return bool(self.prefills or self.decodes)
 
     def requests(self) -> list[Request]:
-        going_on = {s.request.id: s.request for s in self.decodes}
-        return [*self.prefills, *going_on.values()]
+        return [*self.prefills, *dict.fromkeys(s.request for s in self.decodes)]
 
 
 class Scheduler:
@@ -86,6 +85,9 @@ class Scheduler:
             self.media.unpin(request)
         for sequence in request.sequences:
             self.free_row(sequence)
+
+    def holds(self, request: Request) -> bool:
+        return request in self.running or request in self.waiting
 
     def requests(self) -> Iterator[Request]:
         yield from (*self.running, *self.waiting)

@@ -9,7 +9,6 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from fastapi.sse import EventSourceResponse
 
 from ..engine.engine import RequestHandle
 from ..engine.request import Ended, Event, Finished, Prompt, Sampling, Started, Text
@@ -18,7 +17,7 @@ from ..errors import NotFound, OutOfRange, TooLarge
 from ..protocol import Choice, ErrorResponse, GenerateRequest, GenerateResponse, TopToken
 from ..protocol import TokenLogprob as WireLogprob
 from ..service import Service
-from ..sse import EventQueue, encode, stream, to_error
+from ..sse import EventQueue, EventStream, encode, stream, to_error
 
 DEFAULT_MAX_TOKENS = 64
 STATUSES: dict[int | str, dict[str, Any]] = {
@@ -73,24 +72,23 @@ async def answer(
 
     if not body.stream:
         return await whole(id, events, handle, request, service)
-    first = await first_event(events, handle, request)
+    first = await next_event(events, handle, request)
     if first is None:
         return CLIENT_LEFT
     if isinstance(first, Exception):  # nothing has gone out yet: a plain error can still be sent
         raise to_error(first)
-    return EventSourceResponse(
-        stream(first, events, handle.cancel, to_bytes),
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-    )
+    return EventStream(stream(first, events, to_bytes), handle.cancel)
 
 
 CLIENT_LEFT = Response(status_code=499)
 
 
-async def first_event(events: EventQueue, handle: RequestHandle, request: Request) -> Event | None:
+async def next_event(events: EventQueue, handle: RequestHandle, request: Request) -> Event | None:
     """Waits for the next event; None, and the request cancelled, once the client has gone."""
     try:
-        while (event := await events.next(timeout=0.25)) is None:
+        event = None
+        while event is None:
+            event = await events.next(timeout=0.25)
             if await request.is_disconnected():
                 handle.cancel()
                 return None
@@ -107,7 +105,7 @@ async def whole(
     texts: dict[int, list[Text]] = {}
     finished: dict[int, Finished] = {}
     while True:
-        event = await first_event(events, handle, request)
+        event = await next_event(events, handle, request)
         match event:
             case None:
                 return CLIENT_LEFT

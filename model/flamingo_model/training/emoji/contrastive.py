@@ -118,7 +118,8 @@ def train_vision(
     class_of = {sprite: i for i, sprite in enumerate(classes)}
     words = sorted({w for name in sprites.names for w in name.split()})
     words += [*COUNTS, *(f"{c}-background" for c in COLOUR_NAMES)]
-    tower = build_vision(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    tower: nn.Module = build_vision(config)
+    tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     heads = ContrastiveHeads(config.dim, list(dict.fromkeys(words)), len(classes))
     parameters = [*tower.parameters(), *heads.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.05)

@@ -139,9 +139,10 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.image = tokenizer.token_to_id(SPECIAL.image)
-        self.end_of_chunk = tokenizer.token_to_id(SPECIAL.end_of_chunk)
-        self.end_of_text = tokenizer.token_to_id(SPECIAL.end_of_text)
+        vocab = tokenizer.get_vocab()
+        self.image: int = vocab[SPECIAL.image]
+        self.end_of_chunk: int = vocab[SPECIAL.end_of_chunk]
+        self.end_of_text: int = vocab[SPECIAL.end_of_text]
 
     def text(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -170,8 +171,8 @@ class Encoder:
 def train_tokenizer(sprites: Sprites, vocab_size: int, seed: int) -> Tokenizer:
     """Byte-level BPE on the glosses, the templates and made-up words."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     special = [SPECIAL.end_of_text, SPECIAL.end_of_chunk, SPECIAL.image]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...attention import DenseSelfAttention
 from ...config import DecoderConfig
-from ...decoder import Decoder
+from ...decoder import Decoder, DecoderLayer
 from ..log import StageLog, warmup_cosine
 from .documents import (
     BINDING_TEMPLATES,
@@ -147,6 +147,10 @@ def pack(documents: Iterator[Tokens], num_rows: int, length: int) -> dict[str, T
     return {k: v if k == "weights" else v.long() for k, v in packed.items()}
 
 
+def typed_layers(decoder: Decoder) -> list[DecoderLayer]:
+    return [layer for layer in decoder.layers if isinstance(layer, DecoderLayer)]
+
+
 def initialise(decoder: Decoder) -> None:
     """Random weights, then an induction circuit written into the first two layers by hand."""
     for name, parameter in decoder.named_parameters():
@@ -154,7 +158,7 @@ def initialise(decoder: Decoder) -> None:
             nn.init.normal_(parameter, std=1.0 if "embed" in name else parameter.shape[1] ** -0.5)
         elif name.endswith("bias"):
             nn.init.zeros_(parameter)
-    for layer in decoder.layers:
+    for layer in typed_layers(decoder):
         for out in (layer.out, layer.down):
             out.weight.data *= (2 * len(decoder.layers)) ** -0.5
     with torch.no_grad():
@@ -168,7 +172,7 @@ def seed_induction(decoder: Decoder, strength: float = 1.8) -> None:
     without it it does not learn in context at all. All of it stays trainable.
     """
     head_dim, dim = decoder.config.head_dim, decoder.config.dim
-    first, second = decoder.layers[0], decoder.layers[1]
+    first, second = typed_layers(decoder)[:2]
     was = nn.init.orthogonal_(torch.empty(2 * head_dim, dim))  # what is read of the last token
     now = nn.init.orthogonal_(torch.empty(2 * head_dim, dim))  # where that is written
     copied = nn.init.orthogonal_(torch.empty(4 * head_dim, dim))
@@ -201,7 +205,7 @@ def look_one_back(decoder: Decoder, rows: slice, strength: float = 6.0) -> None:
     """With q and k made of their biases, rotary positions give Σ cos((s-t+1)θ): a peak at t-1."""
     head_dim = decoder.config.head_dim
     angle = decoder.config.rope_theta ** -(torch.arange(0, head_dim, 2) / head_dim)
-    first = decoder.layers[0]
+    first = typed_layers(decoder)[0]
     for projection, bias in (
         (first.q, torch.cat([angle.cos(), -angle.sin()])),
         (first.k, torch.cat([torch.ones_like(angle), torch.zeros_like(angle)])),
@@ -212,7 +216,8 @@ def look_one_back(decoder: Decoder, rows: slice, strength: float = 6.0) -> None:
 
 def weighted_loss(decoder: Decoder, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
     """Mean cross-entropy of the weighted tokens, and loss and accuracy of each kind."""
-    attend = DenseSelfAttention(*batch["ids"].shape, batch["segments"])
+    num_rows, length = batch["ids"].shape
+    attend = DenseSelfAttention(num_rows, length, batch["segments"])
     with torch.autocast("cpu", torch.bfloat16):
         hidden = decoder(batch["ids"], batch["positions"], attend)[:, :-1]
         same = batch["segments"][:, 1:] == batch["segments"][:, :-1]
@@ -267,7 +272,8 @@ def train_language(
             optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
-        for step in (*optimisers, *schedules):
-            step.step()
+        for optimiser, schedule in zip(optimisers, schedules, strict=True):
+            optimiser.step()
+            schedule.step()
         log.add(loss=loss.item(), **figures)
     return decoder.eval()

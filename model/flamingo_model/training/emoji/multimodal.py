@@ -193,34 +193,44 @@ class PictureBatch:
 
 
 class Probes(nn.Module):
-    """Linear heads on the mean latent. They keep the resampler from dropping what no document of
-    the moment asks for; thrown away after the stage."""
+    """What the mean latent must tell: background, count, and which pictures show the same emoji.
 
-    def __init__(self, dim: int, sprites: Sprites) -> None:
+    They keep the resampler from dropping what no document of the moment asks for, and are thrown
+    away after the stage.
+    """
+
+    def __init__(self, dim: int, joint: int = 128) -> None:
         super().__init__()
-        self.classes = sprites.training()
-        self.class_of = {sprite: i for i, sprite in enumerate(self.classes)}
-        self.heads = nn.ModuleList(
-            nn.Linear(dim, size) for size in (len(self.classes), len(COLOUR_NAMES), len(COUNTS))
-        )
+        self.identity = nn.Linear(dim, joint)
+        self.background = nn.Linear(dim, len(COLOUR_NAMES))
+        self.count = nn.Linear(dim, len(COUNTS))
 
-    def forward(self, latents: Tensor, scenes: list[Scene]) -> Tensor:
+    def forward(self, latents: Tensor, scenes: list[Scene]) -> dict[str, Tensor]:
         pooled = latents.mean(1)
-        targets = (
-            [self.class_of[s.sprite] for s in scenes],
-            [s.background for s in scenes],
-            [s.count - 1 for s in scenes],
-        )
-        losses = [
-            F.cross_entropy(head(pooled).float(), torch.tensor(target))
-            for head, target in zip(self.heads, targets, strict=True)
-        ]
-        return torch.stack(losses).sum()
+        identity = F.normalize(self.identity(pooled).float(), dim=-1)
+        background = torch.tensor([s.background for s in scenes])
+        count = torch.tensor([s.count - 1 for s in scenes])
+        return {
+            "same": same_emoji_loss(identity, torch.tensor([s.sprite for s in scenes])),
+            "probe_colour": F.cross_entropy(self.background(pooled).float(), background),
+            "probe_count": F.cross_entropy(self.count(pooled).float(), count),
+        }
+
+
+def same_emoji_loss(identity: Tensor, sprites: Tensor, scale: float = 12.0) -> Tensor:
+    """Supervised contrast: of all other pictures in the batch, those of the same emoji."""
+    other = ~torch.eye(len(sprites), dtype=torch.bool)
+    same = (sprites.unsqueeze(0) == sprites.unsqueeze(1)) & other
+    scores = (identity @ identity.T).float() * scale
+    scores = scores.masked_fill(~other, torch.finfo(torch.float32).min)
+    found = same.any(1)
+    losses = -(scores.log_softmax(-1) * same).sum(1)[found] / same.sum(1)[found]
+    return losses.mean() if found.any() else scores.sum() * 0
 
 
 def initialise(model: Flamingo, gate: float = 0.5) -> None:
     """An exact identity at the start that learns at once: gates open, output projections zero."""
-    for block in model.cross_attention:
+    for block in model.blocks():
         nn.init.constant_(block.attention_gate, gate)
         nn.init.constant_(block.feed_forward_gate, gate)
         nn.init.zeros_(block.to_out.weight)
@@ -231,12 +241,13 @@ def forward(model: Flamingo, batch: PictureBatch, latents: Tensor) -> Tensor:
     """`latents` [B, M, R, dim] of the batch's pictures → final hidden states [B, T, dim]."""
     mask = media_mask(batch.media_index, latents.shape[1])
     positions = torch.arange(batch.ids.shape[1]).expand_as(batch.ids)
-    return model(
+    hidden: Tensor = model(
         batch.ids,
         positions,
         DenseSelfAttention(*batch.ids.shape),
         DenseCrossAttention(model.project_media(latents), mask),
     )
+    return hidden
 
 
 def document_loss(model: Flamingo, hidden: Tensor, batch: PictureBatch) -> tuple[Tensor, Tensor]:
@@ -266,7 +277,7 @@ def train_multimodal(
     initialise(model)
     model.requires_grad_(False)
     trained = [*model.resampler.parameters(), *model.cross_attention.parameters()]
-    probes = Probes(model.config.resampler.dim, sprites)
+    probes = Probes(model.config.resampler.dim)
     for parameter in trained:
         parameter.requires_grad_(True)
     optimiser = torch.optim.AdamW(
@@ -285,8 +296,7 @@ def train_multimodal(
     for step in log.steps():
         progress = (step - warm_steps) / num_steps
         if step < warm_steps:
-            loss = warm_start_loss(model, probes, pool, rng)
-            log.add(probes=loss.item())
+            loss = warm_start_loss(model, probes, pool, rng, log)
         else:
             loss = training_loss(model, probes, world, progress, log)
         optimiser.zero_grad()
@@ -300,13 +310,19 @@ def train_multimodal(
 
 
 def warm_start_loss(
-    model: Flamingo, probes: Probes, pool: Pool, rng: np.random.Generator
+    model: Flamingo, probes: Probes, pool: Pool, rng: np.random.Generator, log: StageLog
 ) -> Tensor:
-    """The resampler alone, on the probes, so that latents carry the picture from the first step."""
-    chosen = rng.integers(len(pool.scenes), size=256)
+    """The resampler alone, on the probes, so that latents carry the picture from the first step:
+    two pictures each of some emoji, and as many scenes with all counts."""
+    chosen = rng.choice(list(pool.views), 64, replace=False)
+    pairs = [int(i) for s in chosen for i in rng.choice(pool.views[int(s)], 2, replace=False)]
+    counted = len(pool.scenes) - 1 - rng.integers(pool.num_count_scenes, size=len(pairs))
+    drawn = [*pairs, *counted.tolist()]
     with torch.autocast("cpu", torch.bfloat16):
-        latents = model.resampler(pool.features[torch.from_numpy(chosen)].unsqueeze(1))
-        return probes(latents, [pool.scenes[i] for i in chosen])
+        latents = model.resampler(pool.features[drawn].unsqueeze(1))
+        losses = probes(latents, [pool.scenes[i] for i in drawn])
+    log.add(**{name: loss.item() for name, loss in losses.items()})
+    return torch.stack(list(losses.values())).sum()
 
 
 def training_loss(
@@ -324,14 +340,14 @@ def training_loss(
         probed = probes(latents, [world.pool.scenes[i] for i in shown.tolist()])
     rows = (batch.weights[:, 1:] > 0).nonzero()[:, 0]
     kinds = batch.kinds[rows]
-    total = 0.3 * probed
+    total = 0.3 * torch.stack(list(probed.values())).sum()
     for kind, name in enumerate(KINDS):
         chosen = kinds == kind
         if chosen.any():
             total = total + KIND_WEIGHTS[kind] * losses[chosen].mean()
             log.add(**{name: losses[chosen].mean().item()})
             log.add(**{f"{name}_right": right[chosen].float().mean().item()})
-    log.add(probes=probed.item())
+    log.add(**{name: loss.item() for name, loss in probed.items()})
     return total
 
 
@@ -346,7 +362,7 @@ def evaluate(
         silent = [Example(e.prompt, e.answer, 0.0, e.picture) for e in examples[:-1]]
         return encoder.examples([*silent, examples[-1]], 0, background=0.0)
 
-    draws = {
+    draws: dict[str, Callable[[], list[Example]]] = {
         "binding_2_way": lambda: world.episode(2, 3),
         "binding_5_way": lambda: world.episode(5, 6),
         "colour": lambda: world.colour(1.0),

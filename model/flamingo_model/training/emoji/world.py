@@ -7,6 +7,7 @@ a held-out emoji has no look-alike in training. Everything is drawn from a seede
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,8 +151,7 @@ def render_scene(scene: Scene, sprites: Sprites, rng: np.random.Generator) -> Pi
 
 
 def render_background(scene: Scene, rng: np.random.Generator) -> Pixels:
-    base = np.array(COLOURS[COLOUR_NAMES[scene.background]], dtype=np.float32)
-    base = base + rng.normal(0, 7, 3)
+    base = np.array(COLOURS[COLOUR_NAMES[scene.background]]) + rng.normal(0, 7, 3)
     shade = texture_map(TEXTURES[scene.texture], rng) * rng.uniform(12, 26)
     return np.clip(base + shade[..., None], 0, 255).astype(np.uint8)
 
@@ -161,7 +161,7 @@ def texture_map(texture: str, rng: np.random.Generator) -> NDArray[np.float32]:
     x, y = GRID
     angle, period = rng.uniform(0, np.pi), rng.uniform(6, 16)
     along = x * np.cos(angle) + y * np.sin(angle)
-    maps = {
+    maps: dict[str, Callable[[], NDArray[np.floating]]] = {
         "plain": lambda: np.zeros_like(x),
         "gradient": lambda: (along - along.mean()) / SCENE_SIZE * 2,
         "stripes": lambda: np.sign(np.sin(along * 2 * np.pi / period)),

@@ -1,0 +1,119 @@
+"""The two ways through the network: whole padded rows at once, and steps through the caches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flamingo_model.attention import (
+    Batch,
+    CachedCrossAttention,
+    CachedSelfAttention,
+    DenseCrossAttention,
+    DenseSelfAttention,
+    MediaRun,
+    Span,
+)
+from flamingo_model.cache import MediaSlots, SelfAttentionCache
+from flamingo_model.cross_attention import CrossAttend, media_mask, visible_media
+from flamingo_model.flamingo import Flamingo
+
+IMAGE = 2
+"""The id of `<image>` in the tiny tokenizer."""
+
+
+def pictures(num: int, seed: int = 0, num_frames: int = 1) -> Tensor:
+    """Noise for the tiny tower, [num, T, 3, 16, 16]."""
+    return torch.randn(num, num_frames, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def look(model: Flamingo, ids: Sequence[int], latents: Tensor) -> DenseCrossAttention:
+    """Cross-attention of one document whose pictures are `latents` [M, R, dim]."""
+    index = torch.tensor([visible_media(ids, IMAGE)])
+    return DenseCrossAttention(
+        model.project_media(latents.unsqueeze(0)), media_mask(index, len(latents))
+    )
+
+
+def run(model: Flamingo, ids: Sequence[int], cross_attend: CrossAttend) -> Tensor:
+    """Logits [T, vocab] of one document, without a cache."""
+    tokens = torch.tensor([ids])
+    positions = torch.arange(len(ids)).unsqueeze(0)
+    hidden = model(tokens, positions, DenseSelfAttention(1, len(ids)), cross_attend)
+    return model.logits(hidden)[0]
+
+
+def dense(model: Flamingo, ids: Sequence[int], pixels: Tensor) -> Tensor:
+    """Logits [T, vocab] of one document and its pictures [M, T, 3, H, W], without a cache."""
+    return run(model, ids, look(model, ids, model.encode_media(pixels)))
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some tokens of one sequence: the first at position `start`, each with the slot it sees."""
+
+    row: int
+    ids: Sequence[int]
+    slots: Sequence[int]
+    start: int = 0
+
+    def cut(self, begin: int, end: int | None = None) -> Chunk:
+        return Chunk(self.row, self.ids[begin:end], self.slots[begin:end], self.start + begin)
+
+    def runs(self, offset: int) -> list[MediaRun]:
+        """One run a token: as right as longer ones, and harder on the code."""
+        return [MediaRun(s, offset + i, offset + i + 1) for i, s in enumerate(self.slots) if s >= 0]
+
+    def span(self, offset: int) -> Span:
+        return Span(self.row, offset, offset + len(self.ids), self.start)
+
+
+def document(ids: Sequence[int], row: int = 0, first_slot: int = 0) -> Chunk:
+    """A whole document, its pictures in neighbouring slots."""
+    index = visible_media(ids, IMAGE)
+    return Chunk(row, ids, [first_slot + i if i >= 0 else -1 for i in index])
+
+
+class Cached:
+    """A model with its caches, stepped as the engine's runner does."""
+
+    def __init__(self, model: Flamingo, num_rows: int = 4, num_slots: int = 8) -> None:
+        self.model = model
+        self.rows = SelfAttentionCache(model.config, num_rows, max_length=48)
+        self.media = MediaSlots(model.config, num_slots)
+
+    def show(self, slots: list[int], pixels: Tensor) -> None:
+        self.media.write(slots, self.model.project_media(self.model.encode_media(pixels)))
+
+    def step(self, *prefills: Chunk, decodes: Sequence[Chunk] = ()) -> list[Tensor]:
+        """Logits [tokens, vocab] of each decoding chunk (one token), then of each prefilling."""
+        chunks = [*decodes, *prefills]
+        batch = flat_batch(decodes, prefills)
+        hidden = self.model(
+            batch.token_ids,
+            batch.positions,
+            CachedSelfAttention(self.rows, batch),
+            CachedCrossAttention(self.media, batch),
+        )
+        return list(self.model.logits(hidden).split([len(c.ids) for c in chunks]))
+
+
+def flat_batch(decodes: Sequence[Chunk], prefills: Sequence[Chunk]) -> Batch:
+    chunks, offset = [*decodes, *prefills], len(decodes)
+    spans, runs = [], []
+    for chunk in prefills:
+        spans.append(chunk.span(offset))
+        runs += chunk.runs(offset)
+        offset += len(chunk.ids)
+    return Batch(
+        token_ids=torch.tensor([i for c in chunks for i in c.ids]),
+        positions=torch.tensor([c.start + i for c in chunks for i in range(len(c.ids))]),
+        rows=torch.tensor([c.row for c in chunks for _ in c.ids]),
+        num_decoding=len(decodes),
+        media_slots=torch.tensor([c.slots[0] for c in decodes], dtype=torch.long),
+        spans=tuple(spans),
+        runs=tuple(runs),
+    )
