@@ -1,0 +1,160 @@
+"""A runner without a network, so that the engine's tests take milliseconds, and what goes with it.
+
+The fake model answers a prompt with its text reversed and an end of chunk. Above temperature 0
+other tokens get their chance, by numbers that depend on the tokens before them alone.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from flamingo_server.engine.engine import Engine, RequestHandle
+from flamingo_server.engine.limits import EngineLimits
+from flamingo_server.engine.request import Ended, Event, Finished, Media, Prompt, Request, Sampling
+from flamingo_server.engine.request import Sequence as Continuation
+from flamingo_server.engine.request import Text
+from flamingo_server.engine.runner import Runner
+from flamingo_server.engine.scheduler import Plan
+from tiny import tiny_config, tiny_tokenizer
+from torch import Tensor
+
+TOKENIZER = tiny_tokenizer()
+END_OF_TEXT, END_OF_CHUNK, IMAGE = 0, 1, 2
+VOCAB_SIZE = tiny_config().decoder.vocab_size
+
+
+def decode_bytes(ids: Sequence[int]) -> str:
+    """What a byte-level tokenizer does, for tokens that are bytes."""
+    return bytes(ids).decode(errors="replace")
+
+
+def text_ids(text: str) -> list[int]:
+    ids: list[int] = TOKENIZER.encode(text, add_special_tokens=False).ids
+    return ids
+
+
+def make_prompt(text: str = "", *digests: str) -> Prompt:
+    """The named pictures first, then the text."""
+    ids = [IMAGE] * len(digests) + text_ids(text)
+    index = [min(i, len(digests) - 1) for i in range(len(ids))]
+    pixels = np.zeros((1, 2, 2, 3), dtype=np.uint8)
+    return Prompt(ids, index, [Media(pixels, digest) for digest in digests])
+
+
+def make_request(
+    text: str = "a", *digests: str, n: int = 1, priority: int = 0, **sampling: Any
+) -> Request:
+    """One that no engine has seen."""
+    rules = Sampling(n=n, **sampling)
+    request = Request(text, make_prompt(text, *digests), rules, lambda event: None, priority)
+    request.sequences = [Continuation(request, i, None, None) for i in range(n)]  # type: ignore[arg-type]
+    return request
+
+
+class FakeRunner(Runner):
+    """Logits from `answer`; `before_step` may raise or sleep, and there are three ways to fail."""
+
+    def __init__(
+        self,
+        answer: Callable[[str], str] = lambda text: text[::-1],
+        before_step: Callable[[Plan], None] = lambda plan: None,
+        not_finite: str = "\0",
+        bad_media: str = "",
+    ) -> None:
+        self.answer, self.before_step = answer, before_step
+        self.not_finite, self.bad_media = not_finite, bad_media
+        self.encoded: list[str] = []
+        self.cleared: list[int] = []
+
+    def encode(self, media: list[Media]) -> list[Tensor]:
+        if self.bad_media in [m.digest for m in media]:
+            raise RuntimeError("the vision tower choked")
+        self.encoded += [m.digest for m in media]
+        return [torch.zeros(4) for _ in media]
+
+    def fill_slots(self, slots: list[int], latents: list[Tensor]) -> None:
+        assert len(slots) == len(set(slots)) == len(latents)
+
+    def step(self, plan: Plan) -> Tensor:
+        self.before_step(plan)
+        sequences = [*plan.decodes, *(request.sequences[0] for request in plan.prefills)]
+        assert len({s.row for s in sequences}) == len(sequences) and min(s.row for s in sequences) >= 0
+        return torch.stack([self.logits(sequence) for sequence in sequences])
+
+    def logits(self, sequence: Continuation) -> Tensor:
+        """The next token of the answer stands out; it is NaN for a prompt with `not_finite`."""
+        prompt_ids, generated = sequence.request.prompt.token_ids, sequence.generated
+        prompt = TOKENIZER.decode(prompt_ids)
+        history = np.array([*prompt_ids, *generated], dtype=np.int64).tobytes()
+        noise = torch.Generator().manual_seed(zlib.crc32(history))
+        logits = torch.rand(VOCAB_SIZE, generator=noise)
+        answer = [*text_ids(self.answer(prompt)), END_OF_CHUNK]
+        logits[answer[min(len(generated), len(answer) - 1)]] += 8
+        return logits * torch.nan if self.not_finite in prompt else logits
+
+    def share_prompt(self, request: Request) -> None:
+        pass
+
+    def clear_rows(self, rows: list[int]) -> None:
+        self.cleared += rows
+
+
+class Answer:
+    """Everything an engine delivered for one request."""
+
+    handle: RequestHandle
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def text(self, index: int = 0) -> str:
+        return "".join(e.text for e in self.events if isinstance(e, Text) and e.index == index)
+
+    def token_ids(self, index: int = 0) -> list[int]:
+        texts = [e for e in self.events if isinstance(e, Text) and e.index == index]
+        return [id for text in texts for id in text.token_ids]
+
+    @property
+    def reasons(self) -> list[str]:
+        return [e.finish_reason for e in self.events if isinstance(e, Finished)]
+
+    @property
+    def names(self) -> list[str]:
+        """The kinds of events in order."""
+        return [type(event).__name__ for event in self.events]
+
+    @property
+    def has_ended(self) -> bool:
+        return bool(self.events) and isinstance(self.events[-1], Ended | Exception)
+
+
+def make_engine(runner: Runner | None = None, **limits: Any) -> Engine:
+    """Not started: `drive` steps it on the test's own thread."""
+    defaults = {"num_rows": 32, "max_length": 256, "num_media_slots": 8}
+    sizes = EngineLimits(**{**defaults, **limits})
+    return Engine(tiny_config(), runner or FakeRunner(), TOKENIZER, sizes)
+
+
+def ask(engine: Engine, text: str, *digests: str, **given: Any) -> Answer:
+    """Submits; sampling rules by name, and `priority` or `deadline`."""
+    answer, prompt = Answer(), make_prompt(text, *digests)
+    outside = {k: given.pop(k) for k in ("priority", "deadline") if k in given}
+    answer.handle = engine.submit(text, prompt, Sampling(**given), answer.events.append, **outside)
+    return answer
+
+
+def step(engine: Engine, times: int = 1) -> None:
+    for _ in range(times):
+        engine.take_inbox()
+        engine.step()
+
+
+def drive(engine: Engine) -> None:
+    """Until nothing waits or runs; then nothing may have leaked."""
+    while engine.num_requests:
+        step(engine)
+    engine.check_integrity()
