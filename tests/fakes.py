@@ -6,21 +6,32 @@ other tokens get their chance, by numbers that depend on the tokens before them 
 
 from __future__ import annotations
 
+import random
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from flamingo_server.engine.detokenize import Detokenizer
 from flamingo_server.engine.engine import Engine, RequestHandle
 from flamingo_server.engine.limits import EngineLimits
-from flamingo_server.engine.request import Ended, Event, Finished, Media, Prompt, Request, Sampling
+from flamingo_server.engine.request import (
+    Ended,
+    Event,
+    Finished,
+    Media,
+    Prompt,
+    Request,
+    Sampling,
+    Text,
+)
 from flamingo_server.engine.request import Sequence as Continuation
-from flamingo_server.engine.request import Text
 from flamingo_server.engine.runner import Runner
 from flamingo_server.engine.scheduler import Plan
 from tiny import tiny_config, tiny_tokenizer
-from torch import Tensor
 
 TOKENIZER = tiny_tokenizer()
 END_OF_TEXT, END_OF_CHUNK, IMAGE = 0, 1, 2
@@ -51,7 +62,9 @@ def make_request(
     """One that no engine has seen."""
     rules = Sampling(n=n, **sampling)
     request = Request(text, make_prompt(text, *digests), rules, lambda event: None, priority)
-    request.sequences = [Continuation(request, i, None, None) for i in range(n)]  # type: ignore[arg-type]
+    request.sequences = [
+        Continuation(request, i, Detokenizer(decode_bytes), random.Random(i)) for i in range(n)
+    ]
     return request
 
 
@@ -82,7 +95,9 @@ class FakeRunner(Runner):
     def step(self, plan: Plan) -> Tensor:
         self.before_step(plan)
         sequences = [*plan.decodes, *(request.sequences[0] for request in plan.prefills)]
-        assert len({s.row for s in sequences}) == len(sequences) and min(s.row for s in sequences) >= 0
+        assert (
+            len({s.row for s in sequences}) == len(sequences) and min(s.row for s in sequences) >= 0
+        )
         return torch.stack([self.logits(sequence) for sequence in sequences])
 
     def logits(self, sequence: Continuation) -> Tensor:
@@ -117,6 +132,10 @@ class Answer:
     def token_ids(self, index: int = 0) -> list[int]:
         texts = [e for e in self.events if isinstance(e, Text) and e.index == index]
         return [id for text in texts for id in text.token_ids]
+
+    def logprobs(self, index: int = 0) -> list[float]:
+        texts = [e for e in self.events if isinstance(e, Text) and e.index == index]
+        return [found.logprob for text in texts for found in text.logprobs or []]
 
     @property
     def reasons(self) -> list[str]:

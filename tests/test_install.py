@@ -288,7 +288,6 @@ class Installed:
     wheels: tuple[Path, Path]
     client: Environment
     server: Environment
-    visit: Visit
 
 
 @pytest.fixture(scope="module")
@@ -305,15 +304,19 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     server = Environment.make(folder / "server", lines)
     server.pip("install", "--no-index", "--no-deps", client_wheel, server_wheel)
     server.pip("check")
-    # 4) a container's life
-    (empty := folder / "empty").mkdir()
-    return Installed((client_wheel, server_wheel), client, server, visit(server, empty))
+    return Installed((client_wheel, server_wheel), client, server)
 
 
-def visit(environment: Environment, folder: Path) -> Visit:
+@pytest.fixture(scope="module")
+def visit(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> Visit:
+    return serve_once(installed.server, tmp_path_factory.mktemp("empty"))
+
+
+def serve_once(environment: Environment, folder: Path) -> Visit:
+    """A container's life."""
     command = [environment.folder / "bin/flamingo", "serve", "--port", "0", "--threads", "1"]
     process = subprocess.Popen(
-        command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=None, text=True
+        command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
     )
     watchdog = threading.Timer(60, process.kill)
     watchdog.start()
@@ -404,19 +407,16 @@ def test_the_server_needs_no_more_than_it_declares(installed: Installed) -> None
         assert installed.server.evaluate(f"u.find_spec('{name}')", "importlib.util as u") is None
 
 
-def test_the_installed_server_serves_its_embedded_checkpoint(installed: Installed) -> None:
-    visit = installed.visit
+def test_the_installed_server_serves_its_embedded_checkpoint(visit: Visit) -> None:
     assert visit.health == {"status": "ok"}
     assert visit.answer["usage"]["completion_tokens"] in range(1, 5)
     assert visit.answer["model"] in visit.ready
 
 
-def test_the_health_checks_pass_while_it_serves_and_fail_when_nobody_does(
-    installed: Installed,
-) -> None:
-    assert installed.visit.checks == [0, 0, 0]
+def test_the_health_checks_pass_while_it_serves_and_fail_when_nobody_does(visit: Visit) -> None:
+    assert visit.checks == [0, 0, 0]
     assert all(health_check(code, "http://127.0.0.1:1") == 1 for code in health_checks())
 
 
-def test_sigterm_ends_the_server_with_status_zero(installed: Installed) -> None:
-    assert installed.visit.status == 0
+def test_sigterm_ends_the_server_with_status_zero(visit: Visit) -> None:
+    assert visit.status == 0

@@ -19,7 +19,7 @@ class SelfAttentionCache:
         config: FlamingoConfig,
         num_rows: int,
         max_length: int,
-        device: str = "cpu",
+        device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         decoder = config.decoder
@@ -46,7 +46,7 @@ class MediaSlots:
         self,
         config: FlamingoConfig,
         num_slots: int,
-        device: str = "cpu",
+        device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         cross = config.cross_attention

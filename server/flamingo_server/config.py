@@ -24,6 +24,11 @@ class Settings(BaseSettings):
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="comma-separated keys; with any set, all routes but health need one"
     )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="cpu, cuda, cuda:N, or auto: cuda where there is one",
+    )
     threads: int = Field(0, ge=0, description="CPU threads for the model; 0: one per core")
     max_body_bytes: int = Field(32 * MIB, gt=0, description="largest request body")
     max_media_bytes: int = Field(20 * MIB, gt=0, description="largest encoded picture")

@@ -44,11 +44,7 @@ class Server(uvicorn.Server):
         )
 
 
-def run_server(settings: Settings) -> int:
-    """Serves until stopped; the exit status is 0 unless the model or the engine failed."""
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+def build_server(settings: Settings) -> Server:
     app = create_app(settings)
     config = uvicorn.Config(
         app,
@@ -61,7 +57,16 @@ def run_server(settings: Settings) -> int:
     )
     server = Server(config)
     server.service = app.state.service
+    return server
+
+
+def run_server(settings: Settings) -> int:
+    """Serves until stopped; the exit status is 0 unless the model or the engine failed."""
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again once it has stopped
+    server = build_server(settings)
     server.run()
     if server.has_failed:
         error = server.service.load_error or "the engine stopped: see the log"

@@ -58,7 +58,7 @@ class Service:
         torch.set_num_threads(self.settings.threads or os.cpu_count() or 1)
         embedded = self.settings.model == "embedded"
         folder = EMBEDDED if embedded else Path(self.settings.model)
-        model, self.tokenizer = load_native(folder)
+        model, self.tokenizer = load_native(folder, self.device())
         config = model.config
         transform = config.vision.pixel_transform()
         limit = min(self.settings.max_tokens, config.decoder.max_positions)
@@ -77,6 +77,11 @@ class Service:
         self.engine.start()
         self.model_name = config.name
         self.is_loaded = True
+
+    def device(self) -> str:
+        if self.settings.device != "auto":
+            return self.settings.device
+        return "cuda" if torch.cuda.is_available() else "cpu"
 
     async def close(self) -> None:
         """Lets running requests end, refuses new ones, then frees everything."""

@@ -47,6 +47,7 @@ def save_native(model: Flamingo, tokenizer: Tokenizer, folder: Path, dtype: torc
     tokenizer.save(str(folder / "tokenizer.json"))
     weights = {k: v.detach().to(dtype).contiguous() for k, v in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": model.config.format})
+    (folder / "model.safetensors").chmod(0o644)  # safetensors makes it private; others serve it too
 
 
 def load_config(path: Path) -> FlamingoConfig:

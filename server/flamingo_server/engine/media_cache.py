@@ -28,11 +28,11 @@ class LatentsCache(Generic[L]):
         return self.entries.get(digest)
 
     def put(self, digest: str, latents: L) -> None:
-        if digest in self.entries:
+        if digest in self.entries or self.size_of(latents) > self.max_bytes:
             return
         self.entries[digest] = latents
         self.num_bytes += self.size_of(latents)
-        while self.num_bytes > self.max_bytes and self.entries:
+        while self.num_bytes > self.max_bytes:
             _, dropped = self.entries.popitem(last=False)
             self.num_bytes -= self.size_of(dropped)
 

@@ -23,12 +23,10 @@ ENCODE_AT_ONCE = 16  # pictures per vision batch: bounds memory, keeps other req
 
 
 class Runner:
-    """Runs encodes and steps on one device."""
+    """Runs encodes and steps on the device, and in the dtype, of the model's weights."""
 
-    def __init__(
-        self, model: Flamingo, num_rows: int, max_length: int, num_slots: int, device: str = "cpu"
-    ) -> None:
-        dtype = model.decoder.embed.weight.dtype
+    def __init__(self, model: Flamingo, num_rows: int, max_length: int, num_slots: int) -> None:
+        device, dtype = model.decoder.embed.weight.device, model.decoder.embed.weight.dtype
         self.model, self.device, self.dtype = model, device, dtype
         self.transform = model.config.vision.pixel_transform()
         self.rows = SelfAttentionCache(model.config, num_rows, max_length, device, dtype)

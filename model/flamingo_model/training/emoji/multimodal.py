@@ -6,7 +6,7 @@ an earlier example has shown them, so that the only way to win is to look and to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,7 @@ from .world import COLOUR_NAMES, COUNTS, Scene, Sprites, random_scene, render_sc
 KINDS = ("binding", "colour", "count", "caption")
 PER_STEP = (20, 20, 28, 4)
 KIND_WEIGHTS = (1.0, 1.0, 1.0, 0.2)
+PAIRS_PER_WARM_STEP = 64
 VIEWS_PER_SPRITE = 16
 NUM_COUNT_SCENES = 16_000
 NUM_TEST_COUNT_SCENES = 800
@@ -314,7 +315,7 @@ def warm_start_loss(
 ) -> Tensor:
     """The resampler alone, on the probes, so that latents carry the picture from the first step:
     two pictures each of some emoji, and as many scenes with all counts."""
-    chosen = rng.choice(list(pool.views), 64, replace=False)
+    chosen = rng.choice(list(pool.views), PAIRS_PER_WARM_STEP, replace=False)
     pairs = [int(i) for s in chosen for i in rng.choice(pool.views[int(s)], 2, replace=False)]
     counted = len(pool.scenes) - 1 - rng.integers(pool.num_count_scenes, size=len(pairs))
     drawn = [*pairs, *counted.tolist()]
@@ -328,27 +329,40 @@ def warm_start_loss(
 def training_loss(
     model: Flamingo, probes: Probes, world: PictureWorld, progress: float, log: StageLog
 ) -> Tensor:
+    """The weighted losses of all kinds of documents, and of the probes on their pictures."""
     documents = [
         world.document(kind, progress) for kind, num in enumerate(PER_STEP) for _ in range(num)
     ]
-    batch = PictureBatch.collate(documents, world.encoder.image)
-    shown, where = batch.pictures.unique(return_inverse=True)
+    shown = sorted({picture for document in documents for picture in document.pictures})
     with torch.autocast("cpu", torch.bfloat16):
         latents = model.resampler(world.pool.features[shown].unsqueeze(1))
-        hidden = forward(model, batch, latents[where])
-        losses, right = document_loss(model, hidden, batch)
-        probed = probes(latents, [world.pool.scenes[i] for i in shown.tolist()])
-    rows = (batch.weights[:, 1:] > 0).nonzero()[:, 0]
-    kinds = batch.kinds[rows]
-    total = 0.3 * torch.stack(list(probed.values())).sum()
-    for kind, name in enumerate(KINDS):
-        chosen = kinds == kind
-        if chosen.any():
-            total = total + KIND_WEIGHTS[kind] * losses[chosen].mean()
-            log.add(**{name: losses[chosen].mean().item()})
-            log.add(**{f"{name}_right": right[chosen].float().mean().item()})
-    log.add(**{name: loss.item() for name, loss in probed.items()})
+        probed = probes(latents, [world.pool.scenes[i] for i in shown])
+        figures = list(probed.items())
+        total = 0.3 * torch.stack(list(probed.values())).sum()
+        for kinds in ((0,), tuple(range(1, len(KINDS)))):  # long and short rows apart: less padding
+            chosen = [document for document in documents if document.kind in kinds]
+            for kind, losses, right in kind_losses(model, chosen, shown, latents, world):
+                total = total + KIND_WEIGHTS[kind] * losses.mean()
+                figures += [(KINDS[kind], losses.mean()), (f"{KINDS[kind]}_right", right.mean())]
+    log.add(**{name: value.item() for name, value in figures})
     return total
+
+
+def kind_losses(
+    model: Flamingo,
+    documents: list[Tokens],
+    shown: list[int],
+    latents: Tensor,
+    world: PictureWorld,
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(kind, losses, 1 where right) of the learned tokens; `latents` are those of `shown`."""
+    batch = PictureBatch.collate(documents, world.encoder.image)
+    where = torch.searchsorted(torch.tensor(shown), batch.pictures).clamp(max=len(shown) - 1)
+    hidden = forward(model, batch, latents[where])
+    losses, right = document_loss(model, hidden, batch)
+    kinds = batch.kinds[(batch.weights[:, 1:] > 0).nonzero()[:, 0]]
+    for kind in kinds.unique().tolist():
+        yield kind, losses[kinds == kind], right[kinds == kind].float()
 
 
 @torch.no_grad()
