@@ -69,9 +69,8 @@ class TextWorld:
         return Tokens(once * times, weights, kind)
 
     def labels(self, num: int) -> list[str]:
-        if self.rng.random() < 0.25:
-            return list(dict.fromkeys(self.pick(4 * num)))[:num]
-        return made_up_words(num, self.rng)
+        real = list(dict.fromkeys(self.pick(4 * num))) if self.rng.random() < 0.25 else []
+        return real[:num] if len(real) >= num else made_up_words(num, self.rng)
 
     def binding(self, kind: int) -> Tokens:
         num_ways = int(self.rng.choice([2, 3, 4, 5], p=[0.5, 0.2, 0.15, 0.15]))
@@ -105,7 +104,7 @@ class TextWorld:
         learned: list[float] = []
         for index, weight in zip(order, weights, strict=True):
             head = self.encoder.text(f" {keys[index]}:")
-            tail = self.encoder.text(f" {values[index % len(values)]}.")
+            tail = self.encoder.text(f" {values[index]}.")
             ids, learned = ids + head + tail, learned + [0.0] * len(head) + [weight] * len(tail)
         return Tokens(ids, learned, kind)
 
