@@ -21,8 +21,7 @@ check: .venv/dev.stamp
 	$(BIN)/mypy
 
 bench: .venv/dev.stamp
-	$(BIN)/python -m pytest --version >/dev/null
-	$(BIN)/python tests/bench/first_token.py
+	PYTHONPATH=tests $(BIN)/python tests/bench/first_token.py
 
 .venv/pip.stamp:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.x")'

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flamingo_client import FlamingoClient, image, text
 from PIL import Image
+
+from flamingo_client import FlamingoClient, image, text
 
 DATA = Path(__file__).parent / "data" / "emoji_world.zip"
 KINDS = ("colour", "count", "words")

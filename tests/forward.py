@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -64,8 +65,12 @@ class Chunk:
         return Chunk(self.row, self.ids[begin:end], self.slots[begin:end], self.start + begin)
 
     def runs(self, offset: int) -> list[MediaRun]:
-        """One run a token: as right as longer ones, and harder on the code."""
-        return [MediaRun(s, offset + i, offset + i + 1) for i, s in enumerate(self.slots) if s >= 0]
+        """Neighbouring tokens that see the same picture."""
+        found = []
+        for slot, same in groupby(self.slots):
+            begin, offset = offset, offset + len(list(same))
+            found.append(MediaRun(slot, begin, offset))
+        return [run for run in found if run.slot >= 0]
 
     def span(self, offset: int) -> Span:
         return Span(self.row, offset, offset + len(self.ids), self.start)
@@ -82,8 +87,9 @@ class Cached:
 
     def __init__(self, model: Flamingo, num_rows: int = 4, num_slots: int = 8) -> None:
         self.model = model
-        self.rows = SelfAttentionCache(model.config, num_rows, max_length=48)
-        self.media = MediaSlots(model.config, num_slots)
+        dtype = model.decoder.embed.weight.dtype
+        self.rows = SelfAttentionCache(model.config, num_rows, max_length=48, dtype=dtype)
+        self.media = MediaSlots(model.config, num_slots, dtype=dtype)
 
     def show(self, slots: list[int], pixels: Tensor) -> None:
         self.media.write(slots, self.model.project_media(self.model.encode_media(pixels)))

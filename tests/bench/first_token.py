@@ -10,10 +10,12 @@ import io
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
-from flamingo_client import FlamingoClient, Token, image, text
 from PIL import Image
+
+from flamingo_client import FlamingoClient, Token, image, text
 from serving import serve
 
 RUNS = 30
@@ -54,19 +56,22 @@ def inside(client: FlamingoClient, make: Callable[[], list]) -> Iterator[float]:
         yield timings.media_ms + timings.ttft_ms
 
 
+def row(client: FlamingoClient, shots: int, name: str, make: Callable[[], list]) -> str:
+    client.generate(make(), max_tokens=1)
+    times, within = sorted(measure(client, make)), list(inside(client, make))
+    middle, limit = statistics.median(times), statistics.median(within)
+    p90 = times[int(0.9 * RUNS)]
+    return f"{shots:5} {name:>8} {middle:10.1f} {p90:7.1f} {limit:10.1f} {middle / limit:7.2f}"
+
+
 def main() -> None:
     rng = np.random.default_rng(0)
-    print(f"{'shots':>5} {'pictures':>8} {'first token ms':>15} {'p90':>7} {'inside ms':>10} {'ratio':>6}")
+    print("shots pictures  median ms  p90 ms  inside ms   ratio")
     with serve() as url, FlamingoClient(base_url=url) as client:
         for shots in (0, 2, 8):
             fixed = prompt(rng, shots)
-            for name, make in (("warm", lambda: fixed), ("cold", lambda: prompt(rng, shots))):
-                client.generate(make(), max_tokens=1)
-                times, within = sorted(measure(client, make)), list(inside(client, make))
-                middle, limit = statistics.median(times), statistics.median(within)
-                p90 = times[int(0.9 * RUNS)]
-                row = f"{middle:15.1f} {p90:7.1f} {limit:10.1f} {middle / limit:6.2f}"
-                print(f"{shots:5} {name:>8} {row}")
+            print(row(client, shots, "warm", partial(list, fixed)))
+            print(row(client, shots, "cold", partial(prompt, rng, shots)))
 
 
 if __name__ == "__main__":

@@ -147,6 +147,17 @@ def test_writing_a_slot_leaves_the_others() -> None:
     assert (cached.media.k[:, 2:] == 0).all()
 
 
+def test_a_bfloat16_model_stays_bfloat16_on_both_ways() -> None:
+    model, pixels = tiny_model().bfloat16(), pictures(3).bfloat16()
+    cached, whole = Cached(model), document(THREE)
+    cached.show([0, 1, 2], pixels)
+    steps = [*cached.step(whole.cut(0, 3)), *cached.step(whole.cut(3, 6))]
+    logits = torch.cat([*steps, *cached.step(decodes=[whole.cut(6)])])
+    expected = dense(model, THREE, pixels)
+    assert logits.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(logits, expected, rtol=0.05, atol=0.1)
+
+
 def test_packed_documents_do_not_see_each_other() -> None:
     q, k, v = torch.randn(3, 1, 5, 2, 8, generator=torch.Generator().manual_seed(0))
     packed = DenseSelfAttention(1, 5, torch.tensor([[0, 0, 1, 1, 1]]))(0, q, k, v)

@@ -132,6 +132,13 @@ def test_pictures_are_encoded_alone() -> None:
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
 
 
+def test_frames_pass_the_tower_alone_and_reach_the_resampler_in_order() -> None:
+    films = pictures(2, num_frames=3)
+    features = torch.stack([OPEN.vision(film) for film in films])  # [N, T, S, dim]
+    torch.testing.assert_close(OPEN.encode_media(films), OPEN.resampler(features))
+    assert features.shape == (2, 3, OPEN.config.vision.num_tokens, 24)
+
+
 def test_a_film_of_two_frames_is_neither_of_them() -> None:
     film = OPEN.encode_media(pictures(1, num_frames=2))
     for frame in pictures(1, num_frames=2).split(1, dim=1):

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import processors
 
 from flamingo_model.config import SpecialTokens
 from flamingo_model.prompt import MediaPart, Part, PromptError, PromptRenderer, TextPart
@@ -84,6 +85,17 @@ def test_an_image_token_in_special_text_is_refused_with_its_part() -> None:
 def test_an_image_token_cannot_be_put_together_from_two_parts() -> None:
     parts = [TextPart("<ima", special_tokens=True), TextPart("ge>", special_tokens=True)]
     assert IMAGE not in RENDERER.render(parts).token_ids
+
+
+def test_what_the_tokenizer_puts_around_a_text_is_left_out() -> None:
+    """Several parts are one text: a post-processor's start token would stand between them."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", END_OF_TEXT)]
+    )
+    renderer = PromptRenderer(tokenizer, SpecialTokens())
+    parts = [TextPart("a"), TextPart("b", special_tokens=True)]
+    assert renderer.render(parts) == RENDERER.render(parts)
 
 
 def test_rendering_leaves_the_tokenizer_as_it_was() -> None:

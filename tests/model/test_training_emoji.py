@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from flamingo_model.decoder import Decoder
 from flamingo_model.flamingo import Flamingo
 from flamingo_model.training.emoji import contrastive, language, multimodal

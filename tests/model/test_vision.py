@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from flamingo_model.config import VisionConfig
 from flamingo_model.vision import ResidualBlock, build_vision
@@ -17,6 +18,17 @@ def test_the_tower_gives_as_many_tokens_as_its_config_says(
     config = VisionConfig(image_size, dim=24, widths=widths, blocks=blocks)
     tokens = build_vision(config).eval()(torch.randn(2, 3, image_size, image_size))
     assert tokens.shape == (2, config.num_tokens, 24)
+
+
+def test_a_stage_halves_then_adds_pre_activated_residuals() -> None:
+    config = VisionConfig(16, dim=24, widths=(8, 16), blocks=(0, 1))
+    tower, pixels = build_vision(config).eval(), torch.randn(1, 3, 16, 16)
+    first, _, second, block, _ = tower.stages
+    x = F.silu(F.conv2d(pixels, first.weight, first.bias, stride=2, padding=1))
+    x = F.conv2d(x, second.weight, second.bias, stride=2, padding=1)
+    x = F.silu(x + block.conv2(F.silu(block.conv1(F.silu(F.group_norm(x, 8))))))
+    expected = F.layer_norm(tower.project(x.flatten(2).mT), (24,))
+    torch.testing.assert_close(tower(pixels), expected)
 
 
 def test_stages_have_the_blocks_of_their_config() -> None:

@@ -62,6 +62,8 @@ def load_tokenizer(path: Path, config: FlamingoConfig) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises bare Exception
         raise CheckpointError(f"{path}: {error}") from error
+    tokenizer.no_truncation()  # a prompt is never cut or padded behind the client's back
+    tokenizer.no_padding()
     wanted = (config.tokens.image, config.tokens.end_of_chunk, config.tokens.end_of_text)
     special = {t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special}
     if lacking := [token for token in wanted if token not in special]:

@@ -38,7 +38,7 @@ from .documents import (
 from .world import COLOUR_NAMES, COUNTS, Scene, Sprites, random_scene, render_scene
 
 KINDS = ("binding", "colour", "count", "caption")
-PER_STEP = (20, 20, 28, 4)
+PER_STEP = (20, 12, 16, 4)
 KIND_WEIGHTS = (1.0, 1.0, 1.0, 0.2)
 PAIRS_PER_WARM_STEP = 64
 VIEWS_PER_SPRITE = 16
