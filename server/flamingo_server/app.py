@@ -94,8 +94,12 @@ def from_validation(found: dict[str, Any]) -> FlamingoError:
         return BadRequest(
             f"unknown field {name!r}: leave it out", param=param, code="unknown_field"
         )
+    if param is None and found["type"] in ("missing", "model_attributes_type"):
+        message = "the body must be a JSON object, sent with `Content-Type: application/json`"
+        return BadRequest(message, code="not_an_object")
     kind = OutOfRange if found["type"].startswith(OUT_OF_RANGE) else BadRequest
-    message = f"{param or 'the body'}: {found['msg'][:LONGEST_MESSAGE]}"
+    said = found["msg"].removeprefix("Value error, ")[:LONGEST_MESSAGE]
+    message = f"{param or 'the body'}: {said}"
     return kind(message, param=param, code=found["type"])
 
 

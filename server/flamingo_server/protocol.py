@@ -47,6 +47,16 @@ class TextPart(Wire):
         False, description="read `<|endofchunk|>` and the like in `text` as special tokens"
     )
 
+    @field_validator("text")
+    @classmethod
+    def whole_characters(cls, value: str) -> str:
+        """JSON can name half of a surrogate pair; no tokenizer can read it."""
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError("half of a surrogate pair is no character") from None
+        return value
+
 
 class ImagePart(Wire):
     type: Literal["image"]

@@ -36,12 +36,10 @@ def prompt(rng: np.random.Generator, shots: int) -> list:
 
 
 def time_to_first_token(client: FlamingoClient, parts: list) -> float:
-    """Milliseconds until the first text event is in the client's hands."""
+    """Milliseconds until the first text event is in the client's hands; reads on to the end."""
     started = time.perf_counter()
-    for event in client.stream(parts, max_tokens=4, min_tokens=2):
-        if isinstance(event, Token):
-            return (time.perf_counter() - started) * 1000
-    raise RuntimeError("no token came")
+    came = [time.perf_counter() for e in client.stream(parts, max_tokens=4) if isinstance(e, Token)]
+    return (came[0] - started) * 1000
 
 
 def measure(client: FlamingoClient, make: Callable[[], list]) -> Iterator[float]:

@@ -32,7 +32,8 @@ def png_that_claims(width: int, height: int) -> bytes:
     """A sound header and next to no pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        length, checksum = len(data), zlib.crc32(kind + data)
+        return struct.pack(">I", length) + kind + data + struct.pack(">I", checksum)
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     pixels = zlib.compress(bytes(900))
@@ -42,7 +43,7 @@ def png_that_claims(width: int, height: int) -> bytes:
 
 def gif(num_frames: int) -> bytes:
     buffer = io.BytesIO()
-    frames = [Image.new("P", (1, 1), i % 2) for i in range(num_frames)]
+    frames = [Image.new("L", (1, 1), i % 2 * 255) for i in range(num_frames)]
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=10)
     return buffer.getvalue()
 

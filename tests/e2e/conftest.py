@@ -17,6 +17,7 @@ from tiny import save_tiny
 
 torch.set_num_threads(1)
 
+QUIET = {"device": "cpu", "port": 0, "threads": 1, "log_level": "error", "drain_timeout_s": 5.0}
 Serve = Callable[..., AbstractContextManager[str]]
 
 
@@ -32,8 +33,7 @@ def serve(tiny_folder: Path) -> Serve:
 
     @contextmanager
     def serving(model: Path | str = tiny_folder, **settings: Any) -> Iterator[str]:
-        quiet = {"port": 0, "threads": 1, "log_level": "error", "drain_timeout_s": 5.0}
-        server = build_server(Settings(**{**quiet, "model": str(model), **settings}))
+        server = build_server(Settings(**{**QUIET, "model": str(model), **settings}))
         thread = threading.Thread(target=server.run)
         thread.start()
         try:

@@ -1,0 +1,175 @@
+"""Whatever a client sends gets a clear error, and the next request is answered."""
+
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from e2e.calls import ask, gif, image, png, png_that_claims, text
+
+OK = [text("a")]
+JSON = {"content-type": "application/json"}
+
+
+def prompt(*parts: Any, **rules: Any) -> dict[str, Any]:
+    return {"prompt": list(parts), **rules}
+
+
+def source(**fields: Any) -> dict[str, Any]:
+    return prompt({"type": "image", "image": fields})
+
+
+BODIES: list[tuple[str, int, str, Any]] = [
+    # id, status, part of the message, body
+    ("not_a_picture", 415, "not a picture", prompt(image(b"hello, this is no picture"))),
+    ("empty_picture", 415, "not a picture", prompt(image(b""))),
+    ("truncated_png", 400, "cut off", prompt(image(png(size=(64, 64))[:90]))),
+    ("vast_png", 413, "3,600,000,000 pixels", prompt(image(png_that_claims(60_000, 60_000)))),
+    ("gif_bomb", 413, "frames", prompt(image(gif(600)))),
+    ("second_picture_bad", 415, "not a picture", prompt(image(png()), *OK, image(b"nope"))),
+    ("no_prompt", 400, "prompt", {}),
+    ("no_parts", 400, "empty", prompt()),
+    ("empty_text", 400, "empty", prompt(text(""))),
+    ("5000_tokens", 413, "5,000 tokens", prompt(text("a" * 5000))),
+    ("a_million_characters", 413, "characters", prompt(text("a" * 1_000_000))),
+    ("100_pictures", 413, "at most 64", prompt(*[image(png())] * 100)),
+    ("max_tokens_past_context", 413, "255 of 256", prompt(*OK, max_tokens=256)),
+    ("unknown_field", 400, "'colour'", prompt(*OK, colour="red")),
+    ("unknown_field_image", 400, "'image'", prompt(*OK, image="x")),
+    ("unknown_field_text", 400, "'text'", prompt(*OK, text="x")),
+    ("unknown_field_in_a_part", 400, "'size'", prompt(text("a", size=3))),
+    ("text_in_an_image_part", 400, "'text'", prompt({**image(png()), "text": "x"})),
+    ("unknown_field_in_a_source", 400, "'path'", source(data="", path="x")),
+    ("long_unknown_field", 400, "unknown field", prompt(*OK, **{"x" * 100_000: 1})),
+    ("text_is_a_number", 400, "prompt[0].text", prompt({"type": "text", "text": 3})),
+    ("max_tokens_is_a_string", 400, "max_tokens", prompt(*OK, max_tokens="3")),
+    ("max_tokens_is_a_fraction", 400, "max_tokens", prompt(*OK, max_tokens=1.5)),
+    ("stream_is_a_string", 400, "stream", prompt(*OK, stream="yes")),
+    ("seed_is_true", 400, "seed", prompt(*OK, seed=True)),
+    ("prompt_is_a_string", 400, "prompt", {"prompt": "a picture of"}),
+    ("part_is_a_string", 400, "prompt[0]", prompt("a picture of")),
+    ("stop_of_numbers", 400, "stop[0]", prompt(*OK, stop=[1])),
+    ("empty_stop", 400, "stop", prompt(*OK, stop=[""])),
+    ("unknown_part_type", 400, "audio", prompt({"type": "audio", "audio": {}})),
+    ("part_without_type", 400, "prompt[0]", prompt({"text": "a"})),
+    ("negative_temperature", 422, "temperature", prompt(*OK, temperature=-0.1)),
+    ("top_p_0", 422, "top_p", prompt(*OK, top_p=0)),
+    ("top_p_2", 422, "top_p", prompt(*OK, top_p=2)),
+    ("min_p_2", 422, "min_p", prompt(*OK, min_p=2)),
+    ("max_tokens_0", 422, "max_tokens", prompt(*OK, max_tokens=0)),
+    ("min_over_max", 422, "min_tokens", prompt(*OK, min_tokens=3, max_tokens=2)),
+    ("n_0", 422, "n:", prompt(*OK, n=0)),
+    ("n_1000", 422, "at most 16", prompt(*OK, n=1000)),
+    ("logprobs_21", 422, "logprobs", prompt(*OK, logprobs=21)),
+    ("17_stops", 422, "stop", prompt(*OK, stop=["a"] * 17)),
+    ("repetition_penalty_tiny", 422, "repetition", prompt(*OK, repetition_penalty=1e-300)),
+    ("vast_deadline", 422, "deadline_ms", prompt(*OK, deadline_ms=10**400)),
+    ("vast_seed", 422, "seed", prompt(*OK, seed=2**63)),
+    ("unknown_model", 404, "'gpt'", prompt(*OK, model="gpt")),
+    ("unknown_media_id", 404, "no picture", source(id="sha256:00")),
+    ("beams", 400, "beam search", prompt(*OK, num_beams=3)),
+    ("constraint", 400, "constraint is not served", prompt(*OK, constraint={"regex": "a"})),
+    ("video", 400, "video", prompt({"type": "video", "video": {"data": ""}})),
+    ("https_url", 403, "off on this server", source(url="https://example.com/a.png")),
+    ("file_url", 403, "never reads files", source(url="file:///etc/passwd")),
+    ("path", 403, "never reads files", source(url="/etc/passwd")),
+    ("ftp_url", 400, "ftp", source(url="ftp://example.com/a.png")),
+    ("bad_base64", 400, "base64", source(data="!!!!")),
+    ("url_and_data", 400, "exactly one", source(url="data:,a", data="aaaa")),
+    ("no_source", 400, "exactly one", source()),
+    ("image_token", 400, "<image>", prompt(text("<image>", special_tokens=True))),
+]
+NOT_SUPPORTED = {"beams", "constraint"}
+MORE = b'{"prompt":[{"type":"text","text":"a"}],%s}'
+RAW: list[tuple[str, int, str, bytes]] = [
+    ("not_json", 400, "not JSON", b"prompt=hello"),
+    ("cut_json", 400, "not JSON", b'{"prompt": ['),
+    ("a_list", 400, "must be a JSON object", b"[1, 2]"),
+    ("null", 400, "must be a JSON object", b"null"),
+    ("nothing", 400, "must be a JSON object", b""),
+    ("not_utf8", 400, "body", b'{"prompt": "\xff\xfe"}'),
+    ("deep", 400, "body", b"[" * 100_000),
+    ("surrogate_in_text", 400, "[0].text", b'{"prompt":[{"type":"text","text":"\\ud800"}]}'),
+    ("surrogate_in_name", 400, "unicode", MORE % b'"\\ud800":1'),
+    ("nan", 422, "temperature", MORE % b'"temperature":NaN'),
+    ("infinity", 422, "temperature", MORE % b'"temperature":Infinity'),
+    ("infinite_number", 422, "temperature", MORE % b'"temperature":1e999'),
+    ("nan_for_a_count", 400, "top_k", MORE % b'"top_k":NaN'),
+    ("endless_number", 400, "body", b'{"prompt": ' + b"9" * 5000 + b"}"),
+]
+
+
+def check(response: httpx.Response, status: int, says: str) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    error: dict[str, Any] = response.json()["error"]
+    assert set(response.json()) == {"error"} and set(error) == {"message", "type", "param", "code"}
+    assert says in error["message"] and len(response.content) < 1000
+    return error
+
+
+@pytest.fixture(autouse=True)
+def still_answers(client: httpx.Client) -> Iterator[None]:
+    yield
+    assert ask(client, text("still there?"), max_tokens=1)["usage"]["completion_tokens"] == 1
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize(("name", "status", "says", "body"), BODIES, ids=[b[0] for b in BODIES])
+def test_a_bad_body_says_what_is_wrong(
+    client: httpx.Client, name: str, status: int, says: str, body: Any, stream: bool
+) -> None:
+    body = {"stream": stream, **body}
+    error = check(client.post("/v1/generate", json=body), status, says)
+    assert (error["code"] == "not_supported") == (name in NOT_SUPPORTED)
+
+
+@pytest.mark.parametrize(("name", "status", "says", "body"), RAW, ids=[b[0] for b in RAW])
+def test_a_body_that_is_no_request_says_so(
+    client: httpx.Client, name: str, status: int, says: str, body: bytes
+) -> None:
+    check(client.post("/v1/generate", content=body, headers=JSON), status, says)
+
+
+def test_a_body_that_is_not_declared_json_says_so(client: httpx.Client) -> None:
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    body = b'{"prompt": [{"type": "text", "text": "a"}]}'
+    check(client.post("/v1/generate", content=body, headers=form), 400, "application/json")
+
+
+def test_the_place_of_the_error_is_named(client: httpx.Client) -> None:
+    body = prompt(*OK, image(png()), image(b"nope"))
+    assert check(client.post("/v1/generate", json=body), 415, "")["param"] == "prompt[2].image"
+
+
+@pytest.mark.parametrize("is_declared", [True, False], ids=["declared", "chunked"])
+def test_100_mb_are_refused_before_they_are_read(client: httpx.Client, is_declared: bool) -> None:
+    def body() -> Iterator[bytes]:
+        yield b'{"prompt": [{"type": "image", "image": {"data": "'
+        for _ in range(100):
+            yield base64.b64encode(bytes(750_000))
+
+    headers = {**JSON, **({"content-length": "100000049"} if is_declared else {})}
+    response = client.post("/v1/generate", content=body(), headers=headers)
+    assert check(response, 413, "the limit is 32 MiB")["code"] == "body_too_large"
+
+
+def test_a_large_picture_inside_the_body_limit_is_refused_by_its_own(client: httpx.Client) -> None:
+    body = source(data="A" * 30_000_000)
+    check(client.post("/v1/generate", json=body), 413, "the limit is 20 MiB")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/v1/nothing", 404), ("GET", "/v1/generate", 405), ("POST", "/healthz", 405)],
+)
+def test_a_wrong_route_or_method_has_the_same_shape(
+    client: httpx.Client, method: str, path: str, status: int
+) -> None:
+    check(client.request(method, path), status, "")
+
+
+def test_a_deadline_that_has_passed_is_a_408(client: httpx.Client) -> None:
+    body = prompt(image(png("green")), text("a"), deadline_ms=1)
+    check(client.post("/v1/generate", json=body), 408, "deadline")
