@@ -68,11 +68,20 @@ def test_a_deadline_after_the_first_token_keeps_what_there_is() -> None:
 def test_a_full_queue_refuses_and_recovers() -> None:
     engine = make_engine(max_queued=2)
     ask(engine, "a"), ask(engine, "b")
-    with pytest.raises(QueueFull):
-        ask(engine, "c")
+    with pytest.raises(QueueFull), engine.place():
+        pass
     drive(engine)
-    ask(engine, "d")
+    with engine.place():
+        ask(engine, "d")
     drive(engine)
+
+
+def test_a_place_counts_while_its_pictures_are_decoded() -> None:
+    engine = make_engine(max_queued=1)
+    with engine.place(), pytest.raises(QueueFull), engine.place():
+        pass
+    with engine.place():
+        pass
 
 
 @pytest.mark.parametrize(

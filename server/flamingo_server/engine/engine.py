@@ -7,7 +7,8 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer
@@ -18,7 +19,8 @@ from flamingo_model.config import FlamingoConfig
 from ..errors import DeadlineExceeded, Draining, EngineFailure, QueueFull
 from .detokenize import Detokenizer
 from .limits import EngineLimits
-from .media_cache import LatentsCache, MediaCache
+from .media_cache import MediaCache
+from .media_loader import MediaLoader
 from .request import (
     Ended,
     Event,
@@ -77,12 +79,10 @@ class Engine:
         spare = range(tokenizer.get_vocab_size(), config.decoder.vocab_size)
         self.banned = [self.image_id, *spare]  # a generated picture does not exist
         self.media = MediaCache(limits.num_media_slots)
-        self.latents: LatentsCache[Tensor] = LatentsCache(
-            limits.latents_bytes, lambda t: t.numel() * t.element_size()
-        )
+        self.loader = MediaLoader(runner, self.media, limits.latents_bytes)
         self.scheduler = Scheduler(limits.num_rows, limits.max_step_tokens, self.media)
         self.inbox: queue.SimpleQueue[tuple[str, Request | None]] = queue.SimpleQueue()
-        self.num_requests = 0  # submitted and not ended; guarded by `lock`
+        self.num_requests = self.num_places = 0  # guarded by `lock`
         self.lock = threading.Lock()
         self.is_draining = self.has_stopped = False
         self.num_steps = 0
@@ -93,14 +93,29 @@ class Engine:
     def start(self) -> None:
         self.thread.start()
 
-    def check_room(self) -> None:
-        """Raises QueueFull or Draining; asked before any media work is done."""
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place in the queue, held while a request's pictures are still being decoded.
+
+        Raises QueueFull or Draining, before any of that work is done.
+        """
+        with self.lock:
+            self.check_open()
+            if self.num_requests + self.num_places >= self.limits.max_queued:
+                raise QueueFull(
+                    f"{self.limits.max_queued} requests are queued or running, the limit: "
+                    "try again later"
+                )
+            self.num_places += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.num_places -= 1
+
+    def check_open(self) -> None:
         if self.is_draining or self.has_stopped:
             raise Draining("the server is shutting down: send the request again elsewhere")
-        if self.num_requests >= self.limits.max_queued:
-            raise QueueFull(
-                f"{self.num_requests} requests are queued or running, the limit: try again later"
-            )
 
     def submit(
         self,
@@ -112,7 +127,7 @@ class Engine:
         deadline: float | None = None,
         media_ms: float = 0.0,
     ) -> RequestHandle:
-        """Raises TooLarge, QueueFull or Draining; later failures come through `deliver`."""
+        """Raises TooLarge or Draining; later failures come through `deliver`."""
         self.limits.check(len(prompt.token_ids), sampling.max_tokens, sampling.n, len(prompt.media))
         request = Request(id, prompt, sampling, deliver, priority, deadline, media_ms)
         seed = sampling.seed if sampling.seed is not None else random.getrandbits(62)
@@ -121,7 +136,7 @@ class Engine:
             for i in range(sampling.n)
         ]
         with self.lock:
-            self.check_room()
+            self.check_open()
             self.num_requests += 1
             self.inbox.put(("add", request))  # under the lock: never behind the last "stop"
         return RequestHandle(self, request)
@@ -154,7 +169,7 @@ class Engine:
             rows_used=self.limits.num_rows - len(self.scheduler.free_rows),
             media_hits=self.media.hits,
             media_misses=self.media.misses,
-            latents_bytes=self.latents.num_bytes,
+            latents_bytes=self.loader.latents.num_bytes,
             steps=self.num_steps,
         )
 
@@ -204,32 +219,12 @@ class Engine:
                 self.finish_all(request, "timeout")
 
     def load_media(self, plan: Plan) -> None:
-        """Fills the slots of pictures not seen before; a failure ends only its own requests."""
+        """Pictures not seen before are encoded; a failure ends only the requests that sent them."""
         for request in plan.prefills:
             request.scheduled = time.monotonic()
-        try:
-            self.fill(plan.prefills)
-        except Exception:
-            logger.exception("encoding a batch of media failed; trying each request alone")
-            for request in list(plan.prefills):
-                try:
-                    self.fill([request])
-                except Exception as error:
-                    plan.prefills.remove(request)
-                    self.fail(request, failure(error))
-
-    def fill(self, requests: list[Request]) -> None:
-        missing = self.media.missing(requests)
-        if not missing:
-            return
-        known = {m.digest: self.latents.get(m.digest) for m in missing}
-        unseen = [m for m in missing if known[m.digest] is None]
-        for media, latents in zip(unseen, self.runner.encode(unseen), strict=True):
-            known[media.digest] = latents
-            self.latents.put(media.digest, latents)
-        slots = [self.media.slot(m.digest) for m in missing]
-        self.runner.fill_slots(slots, [t for m in missing if (t := known[m.digest]) is not None])
-        self.media.filled.update(m.digest for m in missing)
+        for request, error in self.loader.load(plan.prefills):
+            plan.prefills.remove(request)
+            self.fail(request, failure(error))
 
     def advance(self, plan: Plan) -> None:
         """One forward pass, one token for every sequence in it."""

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from ..engine.engine import RequestHandle
-from ..engine.request import Ended, Event, Finished, Prompt, Sampling, Started, Text
+from ..engine.request import Ended, Event, Finished, Sampling, Started, Text
 from ..engine.request import TokenLogprob as EngineLogprob
 from ..errors import NotFound, OutOfRange, TooLarge
 from ..protocol import Choice, ErrorResponse, GenerateRequest, GenerateResponse, TopToken
@@ -41,31 +41,8 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     service: Service = request.app.state.service
     service.check_ready()
     check_request(body, service)
-    service.engine.check_room()
-    started = time.monotonic()
-    prompt = await service.prompts.build(body.prompt)
-    sampling = to_sampling(body, len(prompt.token_ids), service)
-    return await answer(body, request, service, prompt, sampling, started)
-
-
-async def answer(
-    body: GenerateRequest,
-    request: Request,
-    service: Service,
-    prompt: Prompt,
-    sampling: Sampling,
-    started: float,
-) -> Response:
     id, events = f"gen-{uuid.uuid4().hex}", EventQueue()
-    handle = service.engine.submit(
-        id,
-        prompt,
-        sampling,
-        service.metrics.watch(events.deliver),
-        priority=body.priority,
-        deadline=started + body.deadline_ms / 1000 if body.deadline_ms else None,
-        media_ms=(time.monotonic() - started) * 1000,
-    )
+    handle = await submit(id, body, service, events)
 
     def to_bytes(event: Event) -> bytes:
         return encode(event, id, service.model_name, lambda found: logprobs(found, service))
@@ -81,6 +58,24 @@ async def answer(
 
 
 CLIENT_LEFT = Response(status_code=499)
+
+
+async def submit(
+    id: str, body: GenerateRequest, service: Service, events: EventQueue
+) -> RequestHandle:
+    """A place in the queue first, then the pictures, then the engine."""
+    started = time.monotonic()
+    with service.engine.place():
+        prompt = await service.prompts.build(body.prompt)
+        return service.engine.submit(
+            id,
+            prompt,
+            to_sampling(body, len(prompt.token_ids), service),
+            service.metrics.watch(events.deliver),
+            priority=body.priority,
+            deadline=started + body.deadline_ms / 1000 if body.deadline_ms else None,
+            media_ms=(time.monotonic() - started) * 1000,
+        )
 
 
 async def next_event(events: EventQueue, handle: RequestHandle, request: Request) -> Event | None:

@@ -75,6 +75,7 @@ def train_all(run: Path, seed: int, scale: float) -> Flamingo:
     """The paper's order: vision tower, language model, freeze both, then what joins them."""
     config, sprites = emoji_config(), load_sprites(run / "sprites.npz")
     tokenizer = load_tokenizer(run / "tokenizer.json", sprites, seed)
+    torch.manual_seed(seed)
     encoder, model = Encoder(tokenizer), Flamingo(config)
 
     def steps(num: int) -> int:
@@ -94,7 +95,7 @@ def train_all(run: Path, seed: int, scale: float) -> Flamingo:
     pool = Pool.build(training_scenes(sprites, rng), NUM_COUNT_SCENES, model, sprites, rng)
     held_out = held_out_scenes(sprites, rng)
     test_pool = Pool.build(held_out, NUM_TEST_COUNT_SCENES, model, sprites, rng)
-    train_multimodal(model, encoder, pool, test_pool, sprites, run, seed, steps(2400))
+    train_multimodal(model, encoder, pool, test_pool, sprites, run, seed, steps(900))
     save_native(model, tokenizer, run / "checkpoint", torch.float16)
     return model
 
