@@ -102,4 +102,4 @@ def test_streamed_and_whole_answers_are_the_same(server: str) -> None:
                 e for e in client.stream(question.parts, max_tokens=12) if isinstance(e, Token)
             ]
             assert "".join(t.text for t in tokens) == whole.text
-            assert [id for t in tokens for id in t.token_ids] == whole.token_ids
+            assert [id for t in tokens for id in t.token_ids] == list(whole.token_ids)
