@@ -44,11 +44,11 @@ class GatedCrossAttention(nn.Module):
         inner = config.num_heads * config.head_dim
         self.num_heads = config.num_heads
         self.norm = nn.LayerNorm(dim)
-        self.norm_media = nn.LayerNorm(media_dim)
+        self.norm_media = nn.LayerNorm(media_dim) if config.norm_media else nn.Identity()
         self.to_q = nn.Linear(dim, inner, bias=False)
         self.to_kv = nn.Linear(media_dim, 2 * inner, bias=False)
         self.to_out = nn.Linear(inner, dim, bias=False)
-        self.feed_forward = FeedForward(dim, config.ff_mult)
+        self.feed_forward = FeedForward(dim, config.ff_mult, config.activation)
         self.attention_gate = nn.Parameter(torch.zeros(()))
         self.feed_forward_gate = nn.Parameter(torch.zeros(()))
 

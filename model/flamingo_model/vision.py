@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .clip import ClipTower
 from .config import VisionConfig
 
 
@@ -51,4 +52,5 @@ class ConvTower(nn.Module):
 
 def build_vision(config: VisionConfig) -> nn.Module:
     """The tower that `config.kind` names."""
-    return {"conv": ConvTower}[config.kind](config)
+    towers: dict[str, type[nn.Module]] = {"conv": ConvTower, "clip": ClipTower}
+    return towers[config.kind](config)
