@@ -174,7 +174,8 @@ class CrossAttentionConfig:
         _check_activation("cross_attention.activation", self.activation)
         if self.placement not in _PLACES:
             raise ValueError(
-                f"cross_attention.placement {self.placement!r} is not known; known: {tuple(_PLACES)}"
+                f"cross_attention.placement {self.placement!r} is not known; "
+                f"known: {tuple(_PLACES)}"
             )
 
     def has_block(self, layer: int) -> bool:
@@ -281,6 +282,7 @@ class SpecialTokens:
     image: str = "<image>"
     end_of_chunk: str = "<|endofchunk|>"
     end_of_text: str = "<|endoftext|>"
+    begin: str | None = None  # before every prompt, where the language model wants it
 
 
 @dataclass(frozen=True)
