@@ -67,7 +67,7 @@ def emoji_config() -> FlamingoConfig:
 def stage(module: nn.Module, path: Path, train: Callable[[], nn.Module]) -> None:
     """Loads what an earlier run left, or trains and leaves it."""
     if not path.exists():
-        save_file(train().state_dict(), path)
+        save_file({k: v.contiguous() for k, v in train().state_dict().items()}, path)
     module.load_state_dict(load_file(path))
 
 
