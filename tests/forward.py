@@ -21,6 +21,7 @@ from flamingo_model.attention import (
 from flamingo_model.cache import MediaSlots, SelfAttentionCache
 from flamingo_model.cross_attention import CrossAttend, media_mask, visible_media
 from flamingo_model.flamingo import Flamingo
+from flamingo_model.positions import reach
 
 IMAGE = 2
 """The id of `<image>` in the tiny tokenizer."""
@@ -43,7 +44,8 @@ def run(model: Flamingo, ids: Sequence[int], cross_attend: CrossAttend) -> Tenso
     """Logits [T, vocab] of one document, without a cache."""
     tokens = torch.tensor([ids])
     positions = torch.arange(len(ids)).unsqueeze(0)
-    hidden = model(tokens, positions, DenseSelfAttention(1, len(ids)), cross_attend)
+    attend = DenseSelfAttention(1, len(ids), reach=reach(model.config.decoder))
+    hidden = model(tokens, positions, attend, cross_attend)
     return model.logits(hidden)[0]
 
 

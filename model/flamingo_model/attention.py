@@ -13,15 +13,21 @@ from torch import Tensor
 
 from .cache import MediaSlots, SelfAttentionCache
 from .flamingo import MediaKV
+from .positions import Reach
+
+PLAIN = Reach()
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+def plain_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, bias: Tensor | None = None
+) -> Tensor:
     """Softmax attention of [..., heads, T, D] under a boolean mask; rows that see nothing give 0.
 
     Written out because its backward pass beats the fused kernel's on short sequences on a CPU.
     """
-    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-    weights = scores.float().masked_fill(~mask, torch.finfo(torch.float32).min).softmax(-1)
+    scores = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).float()
+    scores = scores if bias is None else scores + bias
+    weights = scores.masked_fill(~mask, torch.finfo(torch.float32).min).softmax(-1)
     out: Tensor = (weights * mask).to(v.dtype) @ v
     return out
 
@@ -30,19 +36,29 @@ class DenseSelfAttention:
     """Causal attention over padded rows [B, T], without a cache.
 
     `segment_ids` [B, T] keeps packed documents apart: a token sees its own document only.
+    `reach` is the model's; distances are counted along the row, so packing leaves them as they are.
     """
 
-    def __init__(self, batch_size: int, length: int, segment_ids: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        batch_size: int,
+        length: int,
+        segment_ids: Tensor | None = None,
+        reach: Reach = PLAIN,
+    ) -> None:
         device = segment_ids.device if segment_ids is not None else None
-        causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-        self.mask = causal.expand(batch_size, 1, length, length)
+        positions = torch.arange(length, device=device)
+        self.bias = reach.bias(positions, positions)
+        self.mask = reach.seen(positions, positions).expand(batch_size, 1, length, length)
         if segment_ids is not None:
             same = segment_ids.unsqueeze(-1) == segment_ids.unsqueeze(-2)
             self.mask = self.mask & same.unsqueeze(1)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        group = q.shape[2] // k.shape[2]
+        k, v = (x if group == 1 else x.repeat_interleave(group, dim=2) for x in (k, v))
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, heads, T, D]
-        return plain_attention(q, k, v, self.mask).transpose(1, 2)
+        return plain_attention(q, k, v, self.mask, self.bias).transpose(1, 2)
 
 
 class DenseCrossAttention:
@@ -74,6 +90,11 @@ class Span:
     begin: int
     end: int
     start: int = 0  # position of the first of them in its sequence
+
+    @property
+    def stop(self) -> int:
+        """Position behind the last of them."""
+        return self.start + self.end - self.begin
 
 
 @dataclass(frozen=True)
@@ -107,44 +128,53 @@ class CachedSelfAttention:
     def __init__(self, cache: SelfAttentionCache, batch: Batch) -> None:
         self.cache, self.batch = cache, batch
         self.decoding = slice(0, batch.num_decoding)
+        self.masks = [self.span_mask(span) for span in batch.spans]
         if batch.num_decoding:
-            positions = batch.positions[self.decoding]
+            positions = batch.positions[self.decoding].unsqueeze(1)  # one query a row
             self.length = int(positions.max()) + 1
-            reach = torch.arange(self.length, device=positions.device)
-            self.mask = (reach <= positions.unsqueeze(1)).view(-1, 1, 1, self.length)
+            self.mask = self.reach_mask(positions, self.length)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self.cache.write(layer, self.batch.rows, self.batch.positions, k, v)
         out = torch.empty_like(q)
         if self.batch.num_decoding:
             out[self.decoding] = self.decode(layer, q[self.decoding])
-        for span in self.batch.spans:
-            out[span.begin : span.end] = self.prefill(layer, q[span.begin : span.end], span)
+        for span, mask in zip(self.batch.spans, self.masks, strict=True):
+            out[span.begin : span.end] = self.prefill(layer, q[span.begin : span.end], span, mask)
         return out
 
     def decode(self, layer: int, q: Tensor) -> Tensor:
         """One token per sequence, [B, heads, head_dim]."""
         rows = self.batch.rows[self.decoding]
         k, v = (c[layer][rows, :, : self.length] for c in (self.cache.k, self.cache.v))
-        out = F.scaled_dot_product_attention(q.unsqueeze(2), k, v, attn_mask=self.mask)
-        return out.squeeze(2)
+        return fused_attention(q.unsqueeze(2), k, v, self.mask).squeeze(2)
 
-    def prefill(self, layer: int, q: Tensor, span: Span) -> Tensor:
+    def prefill(self, layer: int, q: Tensor, span: Span, mask: Tensor | None) -> Tensor:
         """Many tokens of one sequence, [n, heads, head_dim]; all before them is in the cache."""
-        end = span.start + span.end - span.begin
-        k, v = (c[layer, span.row, :, :end].unsqueeze(0) for c in (self.cache.k, self.cache.v))
-        queries = q.transpose(0, 1).unsqueeze(0)  # [1, heads, n, head_dim]
-        mask = causal_mask(span.start, end, q.device) if span.start else None
-        out = F.scaled_dot_product_attention(
-            queries, k, v, attn_mask=mask, is_causal=span.start == 0
+        k, v = (
+            c[layer, span.row, :, : span.stop].unsqueeze(0) for c in (self.cache.k, self.cache.v)
         )
-        return out.squeeze(0).transpose(0, 1)
+        queries = q.transpose(0, 1).unsqueeze(0)  # [1, heads, n, head_dim]
+        return fused_attention(queries, k, v, mask).squeeze(0).transpose(0, 1)
+
+    def span_mask(self, span: Span) -> Tensor | None:
+        """None where the kernel's own causal rule will do."""
+        if self.cache.reach.is_plain and span.start == 0:
+            return None
+        positions = torch.arange(span.start, span.stop, device=self.batch.positions.device)
+        return self.reach_mask(positions, span.stop)
+
+    def reach_mask(self, queries: Tensor, length: int) -> Tensor:
+        """What queries at positions [..., n] see of a row's first `length` places."""
+        keys = torch.arange(length, device=queries.device)
+        return self.cache.reach.mask(queries, keys, self.cache.k.dtype)
 
 
-def causal_mask(start: int, end: int, device: torch.device) -> Tensor:
-    """[end - start, end]: token `start + i` sees keys up to itself."""
-    reach = torch.arange(end, device=device)
-    return reach <= torch.arange(start, end, device=device).unsqueeze(1)
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, heads, n, D] against [B, kv_heads, length, D]; without a mask, causal."""
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
+    )
 
 
 class CachedCrossAttention:

@@ -9,10 +9,14 @@ from torch import Tensor
 
 from .config import FlamingoConfig
 from .flamingo import MediaKV
+from .positions import reach
 
 
 class SelfAttentionCache:
-    """Keys and values of `num_rows` sequences, [layers, rows, heads, max_length, head_dim]."""
+    """Keys and values of `num_rows` sequences, [layers, rows, kv_heads, max_length, head_dim].
+
+    `reach` is the model's rule of what a query sees in a row.
+    """
 
     def __init__(
         self,
@@ -23,13 +27,14 @@ class SelfAttentionCache:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         decoder = config.decoder
-        shape = (decoder.num_layers, num_rows, decoder.num_heads, max_length, decoder.head_dim)
+        shape = (decoder.num_layers, num_rows, decoder.kv_heads, max_length, decoder.head_dim)
         self.num_rows, self.max_length = num_rows, max_length
+        self.reach = reach(decoder)
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
 
     def write(self, layer: int, rows: Tensor, positions: Tensor, k: Tensor, v: Tensor) -> None:
-        """Stores k and v [N, heads, head_dim] of N tokens at their row and position."""
+        """Stores k and v [N, kv_heads, head_dim] of N tokens at their row and position."""
         self.k[layer, rows, :, positions] = k
         self.v[layer, rows, :, positions] = v
 

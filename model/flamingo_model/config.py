@@ -39,7 +39,7 @@ def read_value(value: Any, hint: Any, name: str) -> Any:
     if not fits(value, hint):
         kind = hint.__name__ if isinstance(hint, type) else hint
         raise ValueError(f"{name} must be {kind}, not {value!r}")
-    if hint is int and value < 1:
+    if hint in (int, int | None) and value is not None and value < 1:
         raise ValueError(f"{name} must be at least 1, not {value}")
     return value
 
@@ -120,9 +120,27 @@ class CrossAttentionConfig:
         return -(-num_layers // self.interval)
 
 
+DECODER_CHOICES = {
+    "norm": ("rms", "layer"),
+    "block": ("pre_norm", "post_norm", "parallel", "parallel_shared"),
+    "positions": (
+        "rotary",
+        "rotary_interleaved",
+        "learned",
+        "learned_offset_2",
+        "alibi",
+        "alibi_unrounded",
+    ),
+    "activation": ("silu", "gelu", "gelu_tanh", "relu"),
+}
+"""What the decoder has an entry for; `positions.py` and `decoder.py` say what each one does."""
+
+
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The frozen language model: pre-norm, RMSNorm, rotary positions, SwiGLU (LLaMA's shape)."""
+    """The frozen language model. The defaults are LLaMA's shape: pre-norm, RMSNorm, rotary
+    positions, SwiGLU; the rest is what OPT, GPT-2, GPT-J, GPT-NeoX, Mistral and MPT need.
+    """
 
     vocab_size: int
     dim: int
@@ -133,12 +151,56 @@ class DecoderConfig:
     max_positions: int
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
-    attention_bias: bool = False
+    attention_bias: bool = False  # of q, k and v
     tie_embeddings: bool = True
+    norm: str = "rms"
+    norm_bias: bool = True  # RMSNorm has none
+    block: str = "pre_norm"
+    positions: str = "rotary"
+    rotary_dim: int | None = None  # None: the whole head turns
+    alibi_max_bias: float = 8.0
+    activation: str = "silu"
+    gated: bool = True
+    out_bias: bool = False
+    feed_forward_bias: bool = False
+    head_bias: bool = False
+    num_kv_heads: int | None = None  # None: one for each query head
+    sliding_window: int | None = None  # tokens a query sees, itself included; None: all
+    embed_dim: int | None = None  # None: `dim`, without projections
+    query_key_norm: bool = False  # over the full width, before the split into heads
+    final_norm: bool = True
 
     def __post_init__(self) -> None:
-        if self.head_dim % 2:
+        for name, known in DECODER_CHOICES.items():
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"decoder.{name} {value!r} is not known; known: {known}")
+        if self.positions.startswith("rotary"):
+            self.check_rotary()
+        if self.num_heads % self.kv_heads:
+            raise ValueError("decoder.num_heads must be a multiple of decoder.num_kv_heads")
+        if self.head_bias and self.tie_embeddings:
+            raise ValueError("decoder.head_bias needs a head of its own: tie_embeddings false")
+
+    def check_rotary(self) -> None:
+        if self.head_dim % 2 and self.rotary_dim is None:
             raise ValueError("decoder.head_dim must be even: rotary positions turn pairs")
+        if self.turned_dim % 2 or self.turned_dim > self.head_dim:
+            raise ValueError("decoder.rotary_dim must be even and at most decoder.head_dim")
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values: what the cache holds."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def turned_dim(self) -> int:
+        """How much of a head rotary positions turn."""
+        return self.rotary_dim or self.head_dim
+
+    @property
+    def token_dim(self) -> int:
+        """Width of the token embeddings and of the head."""
+        return self.embed_dim or self.dim
 
 
 @dataclass(frozen=True)

@@ -1,67 +1,122 @@
 """The frozen language model, described by its config. It knows nothing of pictures.
 
 Every state is an argument: `attend` holds the key/value cache, `before_layer` is where the gated
-cross-attention blocks come in.
+cross-attention blocks come in. What differs between language models is an entry in one of the
+tables here, or a kind of positions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import DecoderConfig
+from .positions import POSITIONS, Turn
 
 SelfAttend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(layer, q, k, v), each [..., heads, head_dim] → attention output of the same shape."""
+"""(layer, q, k, v) → attention output shaped like q [..., heads, head_dim].
+
+k and v are [..., kv_heads, head_dim]. Which keys a query sees, and ALiBi, are its own affair: it is
+made with the model's `reach`.
+"""
 BeforeLayer = Callable[[int, Tensor], Tensor]
+Branch = Callable[[Tensor], Tensor]
+
+NORMS: dict[str, Callable[[int, DecoderConfig], nn.Module]] = {
+    "rms": lambda dim, config: nn.RMSNorm(dim, eps=config.norm_eps),
+    "layer": lambda dim, config: nn.LayerNorm(dim, eps=config.norm_eps, bias=config.norm_bias),
+}
+
+ACTIVATIONS: dict[str, Branch] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
 
 
-def rotary(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin, [..., 1, head_dim], for positions [...] (RoFormer, in LLaMA's half layout)."""
-    exponents = torch.arange(0, head_dim, 2, device=positions.device) / head_dim
-    angles = positions.unsqueeze(-1).float() * theta**-exponents
-    angles = torch.cat([angles, angles], dim=-1).unsqueeze(-2)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+def norm(dim: int, config: DecoderConfig) -> nn.Module:
+    return NORMS[config.norm](dim, config)
 
 
 class DecoderLayer(nn.Module):
-    """Pre-norm self-attention and SwiGLU."""
+    """Self-attention and feed-forward; `BLOCKS` says how they and their norms are put together."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        inner, bias = config.num_heads * config.head_dim, config.attention_bias
-        self.num_heads = config.num_heads
-        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.q = nn.Linear(config.dim, inner, bias=bias)
-        self.k = nn.Linear(config.dim, inner, bias=bias)
-        self.v = nn.Linear(config.dim, inner, bias=bias)
-        self.out = nn.Linear(inner, config.dim, bias=False)
-        self.feed_forward_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.gate = nn.Linear(config.dim, config.ff_dim, bias=False)
-        self.up = nn.Linear(config.dim, config.ff_dim, bias=False)
-        self.down = nn.Linear(config.ff_dim, config.dim, bias=False)
+        dim, inner = config.dim, config.num_heads * config.head_dim
+        kv = config.kv_heads * config.head_dim
+        self.head_dim = config.head_dim
+        self.activation, self.block = ACTIVATIONS[config.activation], BLOCKS[config.block]
+        self.attention_norm = norm(dim, config)
+        self.q = nn.Linear(dim, inner, bias=config.attention_bias)
+        self.k = nn.Linear(dim, kv, bias=config.attention_bias)
+        self.v = nn.Linear(dim, kv, bias=config.attention_bias)
+        self.q_norm = norm(inner, config) if config.query_key_norm else nn.Identity()
+        self.k_norm = norm(kv, config) if config.query_key_norm else nn.Identity()
+        self.out = nn.Linear(inner, dim, bias=config.out_bias)
+        if config.block != "parallel_shared":
+            self.feed_forward_norm = norm(dim, config)
+        self.is_gated = config.gated
+        if config.gated:
+            self.gate = nn.Linear(dim, config.ff_dim, bias=config.feed_forward_bias)
+        self.up = nn.Linear(dim, config.ff_dim, bias=config.feed_forward_bias)
+        self.down = nn.Linear(config.ff_dim, dim, bias=config.feed_forward_bias)
 
-    def forward(
-        self, x: Tensor, layer: int, attend: SelfAttend, cos: Tensor, sin: Tensor
-    ) -> Tensor:
-        hidden = self.attention_norm(x)
-        q, k, v = (self.split(project(hidden)) for project in (self.q, self.k, self.v))
-        attended = attend(layer, rotate(q, cos, sin), rotate(k, cos, sin), v)
-        x = x + self.out(attended.flatten(-2))
-        hidden = self.feed_forward_norm(x)
-        out: Tensor = x + self.down(F.silu(self.gate(hidden)) * self.up(hidden))
+    def forward(self, x: Tensor, layer: int, attend: SelfAttend, turn: Turn) -> Tensor:
+        return self.block(self, x, lambda hidden: self.attention(hidden, layer, attend, turn))
+
+    def attention(self, hidden: Tensor, layer: int, attend: SelfAttend, turn: Turn) -> Tensor:
+        q = self.split(self.q_norm(self.q(hidden)))
+        k = self.split(self.k_norm(self.k(hidden)))
+        attended = attend(layer, turn(q), turn(k), self.split(self.v(hidden)))
+        out: Tensor = self.out(attended.flatten(-2))
+        return out
+
+    def feed_forward(self, hidden: Tensor) -> Tensor:
+        up = self.up(hidden)
+        wide = self.activation(self.gate(hidden)) * up if self.is_gated else self.activation(up)
+        out: Tensor = self.down(wide)
         return out
 
     def split(self, x: Tensor) -> Tensor:
-        return torch.unflatten(x, -1, (self.num_heads, -1))  # [..., heads, head_dim]
+        return torch.unflatten(x, -1, (-1, self.head_dim))  # [..., heads, head_dim]
+
+
+def pre_norm(layer: DecoderLayer, x: Tensor, attention: Branch) -> Tensor:
+    x = x + attention(layer.attention_norm(x))
+    return x + layer.feed_forward(layer.feed_forward_norm(x))
+
+
+def post_norm(layer: DecoderLayer, x: Tensor, attention: Branch) -> Tensor:
+    """The sums are normed, not the inputs of the branches (OPT-350m)."""
+    x = layer.attention_norm(x + attention(x))
+    out: Tensor = layer.feed_forward_norm(x + layer.feed_forward(x))
+    return out
+
+
+def parallel(layer: DecoderLayer, x: Tensor, attention: Branch) -> Tensor:
+    """Both branches read the layer's input (GPT-NeoX)."""
+    feed_forward = layer.feed_forward(layer.feed_forward_norm(x))
+    return x + attention(layer.attention_norm(x)) + feed_forward
+
+
+def parallel_shared(layer: DecoderLayer, x: Tensor, attention: Branch) -> Tensor:
+    """Both branches read one norm of the layer's input (GPT-J)."""
+    hidden = layer.attention_norm(x)
+    return x + attention(hidden) + layer.feed_forward(hidden)
+
+
+BLOCKS: dict[str, Callable[[DecoderLayer, Tensor, Branch], Tensor]] = {
+    "pre_norm": pre_norm,
+    "post_norm": post_norm,
+    "parallel": parallel,
+    "parallel_shared": parallel_shared,
+}
 
 
 class Decoder(nn.Module):
@@ -70,11 +125,14 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.dim)
+        self.embed = nn.Embedding(config.vocab_size, config.token_dim)
+        self.project_in = projection(config.token_dim, config.dim)
+        self.positions = POSITIONS[config.positions](config)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
-        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.norm = norm(config.dim, config) if config.final_norm else nn.Identity()
+        self.project_out = projection(config.dim, config.token_dim)
         if not config.tie_embeddings:
-            self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
+            self.head = nn.Linear(config.token_dim, config.vocab_size, bias=config.head_bias)
 
     def forward(
         self,
@@ -83,16 +141,24 @@ class Decoder(nn.Module):
         attend: SelfAttend,
         before_layer: BeforeLayer | None = None,
     ) -> Tensor:
-        hidden = self.embed(token_ids)
-        cos, sin = rotary(positions, self.config.head_dim, self.config.rope_theta)
+        hidden = self.positions.add(self.project_in(self.embed(token_ids)), positions)
+        turn = self.positions.turn(positions, hidden.dtype)
         for index, layer in enumerate(self.layers):
             if before_layer is not None:
                 hidden = before_layer(index, hidden)
-            hidden = layer(hidden, index, attend, cos.to(hidden.dtype), sin.to(hidden.dtype))
+            hidden = layer(hidden, index, attend, turn)
         out: Tensor = self.norm(hidden)
         return out
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., dim] → [..., vocab_size]"""
-        weight = self.embed.weight if self.config.tie_embeddings else self.head.weight
-        return F.linear(hidden, weight)
+        hidden = self.project_out(hidden)
+        if self.config.tie_embeddings:
+            return F.linear(hidden, self.embed.weight)
+        out: Tensor = self.head(hidden)
+        return out
+
+
+def projection(source: int, target: int) -> nn.Module:
+    """Between token embeddings and hidden states, where their widths differ (OPT-350m)."""
+    return nn.Identity() if source == target else nn.Linear(source, target, bias=False)

@@ -11,7 +11,8 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM
 
 from flamingo_model.attention import DenseSelfAttention
 from flamingo_model.config import DecoderConfig
-from flamingo_model.decoder import Decoder, rotary, rotate
+from flamingo_model.decoder import Decoder
+from flamingo_model.positions import rotary, rotate
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8], [2, 7, 1, 8, 2, 8, 1, 8, 2, 8, 4, 5]])
 POSITIONS = torch.arange(12).expand(2, 12)

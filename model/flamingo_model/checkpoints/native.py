@@ -5,19 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from ..config import FlamingoConfig
 from ..flamingo import Flamingo
+from .weights import CheckpointError, check, read_tensors
 
 EMBEDDED = Path(__file__).parents[1] / "training" / "emoji" / "checkpoint"
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
-
-
-class CheckpointError(Exception):
-    """The folder is not a whole, sound checkpoint; the message names what is wrong."""
 
 
 def load_native(
@@ -74,21 +70,6 @@ def load_tokenizer(path: Path, config: FlamingoConfig) -> Tokenizer:
 
 
 def load_weights(path: Path, model: Flamingo) -> dict[str, torch.Tensor]:
-    try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    expected = {k: v.shape for k, v in model.state_dict().items()}
-    problems = {
-        "missing": sorted(expected.keys() - weights.keys()),
-        "leftover": sorted(weights.keys() - expected.keys()),
-        "wrongly shaped": sorted(
-            f"{k} {list(weights[k].shape)} for {list(expected[k])}"
-            for k in expected.keys() & weights.keys()
-            if weights[k].shape != expected[k]
-        ),
-    }
-    if any(problems.values()):
-        said = "; ".join(f"{what}: {keys[:8]}" for what, keys in problems.items() if keys)
-        raise CheckpointError(f"{path} does not fit its config.json. {said}")
+    weights = read_tensors(path)
+    check(weights, model, str(path))
     return weights

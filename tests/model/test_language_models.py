@@ -1,0 +1,120 @@
+"""Every language model of the family against transformers' own, by every way through ours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flamingo_model.checkpoints.language_models import (
+    FAMILIES,
+    decoder_config,
+)
+from flamingo_model.decoder import Decoder
+from flamingo_model.positions import reach
+from language import (
+    IDS,
+    MOSAIC,
+    THEIRS,
+    WAYS,
+    Rows,
+    chunk,
+    converted,
+    dense,
+    deviation,
+    mosaic_weights,
+    our_model,
+    their_model,
+)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", THEIRS)
+def test_logits_are_those_of_transformers(name: str, record_property: Any) -> None:
+    theirs = their_model(name)
+    found = deviation(dense(converted(theirs), IDS), theirs(IDS).logits)
+    record_property("deviation", found)
+    assert found < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", THEIRS)
+def test_cached_ways_equal_the_dense_one(name: str, way: Callable[[Decoder], Tensor]) -> None:
+    decoder = converted(their_model(name))
+    assert deviation(way(decoder), dense(decoder, IDS)) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["mpt-6-heads", "mistral", "opt-350m"])
+def test_bfloat16_stays_bfloat16_on_every_way(name: str) -> None:
+    decoder = converted(their_model(name)).bfloat16()
+    rows = Rows(decoder)
+    rows.cache.k, rows.cache.v = rows.cache.k.bfloat16(), rows.cache.v.bfloat16()
+    [first] = rows.step(chunk(0, 0, 5))
+    [second] = rows.step(decodes=(chunk(0, 5, 6),))
+    cached, whole = torch.cat([first, second]), dense(decoder, IDS[:1, :6])[0]
+    assert cached.dtype == whole.dtype == torch.bfloat16
+    assert deviation(cached.float(), whole.float()) < 0.05
+
+
+# MPT-1B, which transformers does not have, written out plainly.
+
+
+def mosaic_logits(weights: dict[str, Tensor], ids: list[int]) -> Tensor:
+    """One sequence, one head after the other."""
+    dim, heads = MOSAIC["d_model"], MOSAIC["n_heads"]
+    size, length = dim // heads, len(ids)
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return F.layer_norm(x, (dim,), weights[f"{name}.weight"], None, 1e-5)
+
+    x = weights["transformer.wte.weight"][ids]
+    for layer in range(MOSAIC["n_layers"]):
+        block = f"transformer.blocks.{layer}."
+        qkv = norm(x, f"{block}ln_1") @ weights[f"{block}attn.Wqkv.weight"].T
+        q, k, v = qkv[:, :dim], qkv[:, dim : 2 * dim], qkv[:, 2 * dim :]
+        q, k = norm(q, f"{block}attn.q_ln"), norm(k, f"{block}attn.k_ln")
+        outs = []
+        for head in range(heads):
+            part = slice(head * size, (head + 1) * size)
+            scores = q[:, part] @ k[:, part].T / math.sqrt(size)
+            slope = 1 / 2 ** ((head + 1) * 8 / heads)
+            for i in range(length):
+                for j in range(length):
+                    scores[i, j] = scores[i, j] - slope * (i - j) if j <= i else -math.inf
+            outs.append(scores.softmax(-1) @ v[:, part])
+        x = x + torch.cat(outs, -1) @ weights[f"{block}attn.out_proj.weight"].T
+        up = norm(x, f"{block}ln_2") @ weights[f"{block}mlp.mlp_up.weight"].T
+        x = x + F.gelu(up) @ weights[f"{block}mlp.mlp_down.weight"].T
+    return norm(x, "transformer.ln_f") @ weights["transformer.wte.weight"].T
+
+
+@torch.no_grad()
+def test_mpt_1b_is_as_written() -> None:
+    weights = mosaic_weights()
+    expected = torch.stack([mosaic_logits(weights, row) for row in IDS.tolist()])
+    assert deviation(dense(our_model(MOSAIC, weights), IDS), expected) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("way", WAYS)
+def test_mpt_1b_cached_equals_dense(way: Callable[[Decoder], Tensor]) -> None:
+    decoder = our_model(MOSAIC, mosaic_weights())
+    assert deviation(way(decoder), dense(decoder, IDS)) < 1e-5
+
+
+def test_mpt_1b_slopes_are_not_rounded_and_follow_the_configs_bias() -> None:
+    assert reach(decoder_config(MOSAIC)).slopes == tuple(2 ** (-8 * i / 6) for i in range(1, 7))
+    gentle = reach(decoder_config(MOSAIC | {"alibi_bias_max": 6})).slopes
+    assert gentle == tuple(2.0**-i for i in range(1, 7))
+
+
+def test_every_family_is_read_and_compared_here() -> None:
+    compared = {make().model_type for make in THEIRS.values()} | {MOSAIC["model_type"]}
+    assert compared == set(FAMILIES)
