@@ -70,6 +70,13 @@ def _middle(picture: Image.Image, size: int, left: float, top: float) -> Image.I
     x, y = left * picture.width, top * picture.height
     margin = 4 * short // size + 4  # what the bicubic kernel sees beyond the square
     box = (int(x) - margin, int(y) - margin, int(x) + short + margin, int(y) + short + margin)
-    near = picture.crop((max(0, box[0]), max(0, box[1]), *map(min, box[2:], picture.size)))
+    near = picture.crop(
+        (
+            max(0, box[0]),
+            max(0, box[1]),
+            min(box[2], picture.width),
+            min(box[3], picture.height),
+        )
+    )
     x, y = x - max(0, box[0]), y - max(0, box[1])
     return near.resize((size, size), _BICUBIC, (x, y, x + short, y + short))
