@@ -8,7 +8,7 @@ import av
 import numpy as np
 from PIL import Image
 
-GREY = [(37 * at) % 223 + 16 for at in range(20_000)]  # neighbours differ by 37 at least
+GREY = [at * 29 % 73 * 3 + 16 for at in range(20_000)]  # 73 greys, three apart: encoding blurs them
 
 
 def film(
@@ -21,6 +21,7 @@ def film(
     size: tuple[int, int] = (32, 32),
     times: Sequence[int] | None = None,
     rotation: int = 0,
+    scene: np.ndarray | None = None,
     options: dict[str, str] | None = None,
 ) -> bytes:
     """`times` are in frames of `rate`; frame `at` has the colour GREY[at] whatever its time."""
@@ -33,10 +34,13 @@ def film(
         stream.codec_context.thread_count = 1
         if codec == "libx264":
             stream.options = {"preset": "ultrafast", "bf": "3", "x264-params": f"keyint={gop}"}
+        if codec == "mpeg4":
+            stream.options = {"qscale": "1", "qmax": "1", "qmin": "1"}
         if rotation:
             stream.set_display_rotation(rotation)
-        for at, time in enumerate(times or range(num_frames)):
-            frame = av.VideoFrame.from_ndarray(paint(GREY[at], size), format="rgb24")
+        for at, time in enumerate(range(num_frames) if times is None else times):
+            pixels = paint(GREY[at], size) if scene is None else scene
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame.pts, frame.time_base = time, Fraction(1, rate)
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))

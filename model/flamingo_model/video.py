@@ -205,6 +205,7 @@ def _open(data: bytes, container: str) -> InputContainer:
         mode="r",
         format=container,
         container_options={"codec_whitelist": ",".join(_CODECS)},
+        metadata_errors="replace",
         io_open=_refuse,
     )
 
