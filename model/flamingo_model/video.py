@@ -63,6 +63,7 @@ def read_video(data: bytes, transform: Transform, options: FilmOptions, limits: 
             stream = _moving_picture(opened)
             limits.check_pixels(stream.codec_context.width, stream.codec_context.height)
             limits.check_seconds(Fraction(opened.duration or 0, av.time_base))
+            stream.codec_context.options = _options(limits)
             index = _Index.read(opened, stream, limits)
             return _film(index, stream.codec_context, transform, options, limits, container)
     except MemoryError:
@@ -223,8 +224,15 @@ def _moving_picture(container: InputContainer) -> VideoStream:
     if codec is None or codec.name not in _CODECS:
         message = "The film's codec is not one this server reads: save it as H.264 or VP9."
         raise NotAFilm(message)
-    codec.thread_count = 1  # workers are processes, and frame threads hold frames back
     return streams[0]
+
+
+def _options(limits: FilmLimits) -> dict[str, str]:
+    """One thread, because workers are processes; and a bound for frames that grow on the way.
+
+    That bound is loose, since decoders round sizes up; `_decode` has the exact one.
+    """
+    return {"threads": "1", "max_pixels": str(2 * limits.max_pixels + 2**16)}
 
 
 def _is_cover(stream: VideoStream) -> bool:

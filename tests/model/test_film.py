@@ -6,8 +6,8 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from films import GREY, animation, film, sound
 
+from films import GREY, animation, film, sound
 from flamingo_model.film import (
     DamagedFilm,
     Film,
@@ -120,6 +120,22 @@ def test_rotation_turns_the_way_a_viewer_does() -> None:
     scene[:, :16] = 255  # white on the left, which a quarter counterclockwise brings to the bottom
     (square,) = read(film(size=(32, 16), num_frames=1, rotation=90, scene=scene)).pixels
     assert square[12:].min() > 200 and square[:4].max() < 50
+
+
+def test_colours_survive() -> None:
+    scene = np.full((32, 32, 3), (200, 30, 90), np.uint8)
+    (square,) = read(film(num_frames=1, scene=scene)).pixels
+    assert np.abs(square.astype(int) - (200, 30, 90)).max() < 6
+
+
+def test_a_frame_of_odd_sides_is_read() -> None:
+    taken = read(film("libvpx", "webm", size=(33, 17)))
+    assert places(taken.pixels) == [0, 10, 20] and (taken.width, taken.height) == (33, 17)
+
+
+def test_a_film_that_starts_late_starts_at_nought() -> None:
+    taken = read(film("libvpx", "webm", times=range(25, 55)))
+    assert places(taken.pixels) == [0, 10, 20] and taken.times[0] == 0
 
 
 def test_a_film_of_one_frame_is_that_frame() -> None:
