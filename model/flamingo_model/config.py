@@ -132,9 +132,15 @@ _VISION_CHECKS = {"conv": _check_conv, "nfnet": _check_nfnet}
 
 @dataclass(frozen=True)
 class ResamplerConfig:
-    """Perceiver Resampler (paper, section 3.1.1): any number of tokens → `num_latents`."""
+    """Perceiver Resampler (paper, section 3.1.1): any number of tokens → `num_latents`.
+
+    `kind`: `perceiver`, or the paper's ablations `transformer` and `mlp`. With `has_projection`
+    a linear map brings the tower's tokens to `dim`.
+    """
 
     dim: int
+    kind: str = "perceiver"
+    has_projection: bool = False
     num_latents: int = 64
     num_layers: int = 6
     num_heads: int = 16
@@ -142,15 +148,29 @@ class ResamplerConfig:
     ff_mult: int = 4
     num_time_embeddings: int = 8
 
+    def __post_init__(self) -> None:
+        if self.kind not in ("perceiver", "transformer", "mlp"):
+            raise ValueError(
+                f"resampler.kind {self.kind!r} is not known; "
+                "known: 'perceiver', 'transformer', 'mlp'"
+            )
+
 
 @dataclass(frozen=True)
 class CrossAttentionConfig:
-    """GATED XATTN-DENSE (paper, section 3.1.2), before every `interval`-th decoder layer."""
+    """GATED XATTN-DENSE (paper, section 3.1.2), before every `interval`-th decoder layer.
+
+    The rest are the paper's ablations: without `has_feed_forward` it is VANILLA XATTN, without
+    `is_gated` it starts as no identity, and with `sees_all_media` a token sees every media so far.
+    """
 
     interval: int = 1
     num_heads: int = 16
     head_dim: int = 128
     ff_mult: int = 4
+    has_feed_forward: bool = True
+    is_gated: bool = True
+    sees_all_media: bool = False
 
     def has_block(self, layer: int) -> bool:
         """Blocks start "from the very first layer" (paper, section 3.1.2)."""
@@ -205,7 +225,7 @@ class FlamingoConfig:
     def __post_init__(self) -> None:
         if self.format != "flamingo-native-1":
             raise ValueError(f"format {self.format!r} is not known; known: 'flamingo-native-1'")
-        if self.resampler.dim != self.vision.dim:
+        if not self.resampler.has_projection and self.resampler.dim != self.vision.dim:
             raise ValueError("resampler.dim must equal vision.dim: the resampler has no projection")
 
     @classmethod

@@ -139,7 +139,7 @@ WIDE = replace(TINY, dim=512, widths=(256, 256), blocks=(12, 1), group_width=64)
 
 @pytest.mark.parametrize("gain", [0.0, 1.0])
 def test_the_signal_keeps_its_scale_from_picture_to_tokens(gain: float) -> None:
-    """Through the stem and twelve blocks; only the average pooling of a transition shrinks noise."""
+    """Through the stem and twelve blocks; only the pooling of a transition shrinks noise."""
     made = tower(gain, WIDE)
     x = made.stem(torch.randn(4, 3, 32, 32))
     assert 0.5 < x.var() < 1.5
