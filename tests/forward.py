@@ -35,8 +35,9 @@ def pictures(num: int, seed: int = 0, num_frames: int = 1) -> Tensor:
 def look(model: Flamingo, ids: Sequence[int], latents: Tensor) -> DenseCrossAttention:
     """Cross-attention of one document whose pictures are `latents` [M, R, dim]."""
     index = torch.tensor([visible_media(ids, IMAGE)])
+    sees_all = model.config.cross_attention.sees_all_media
     return DenseCrossAttention(
-        model.project_media(latents.unsqueeze(0)), media_mask(index, len(latents))
+        model.project_media(latents.unsqueeze(0)), media_mask(index, len(latents), sees_all)
     )
 
 

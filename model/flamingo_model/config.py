@@ -57,6 +57,10 @@ def fits(value: Any, hint: Any) -> bool:
     return isinstance(value, (int, float) if hint is float else hint)
 
 
+NFNET_BLOCKS = {f"f{i}": (i + 1, 2 * i + 2, 6 * i + 6, 3 * i + 3) for i in range(7)}
+"""Blocks per stage of the published NFNets, F0 … F6; all have the same widths."""
+
+
 @dataclass(frozen=True)
 class VisionConfig:
     """The frozen picture tower: pixels [N, 3, size, size] → tokens [N, S, dim]."""
@@ -66,18 +70,34 @@ class VisionConfig:
     kind: str = "conv"
     widths: tuple[int, ...] = (32, 96, 192)
     blocks: tuple[int, ...] = (0, 1, 2)
+    group_width: int = 128
     transform: str = "pad"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
 
     def __post_init__(self) -> None:
-        if self.kind != "conv":
-            raise ValueError(f"vision.kind {self.kind!r} is not known; known: 'conv'")
+        if self.kind not in _VISION_CHECKS:
+            known = ", ".join(map(repr, _VISION_CHECKS))
+            raise ValueError(f"vision.kind {self.kind!r} is not known; known: {known}")
         if len(self.widths) != len(self.blocks):
             raise ValueError("vision.widths and vision.blocks must be equally long")
         self.pixel_transform()  # raises for an unknown kind, as everything here does
-        if any(w < 1 or (b and w % 8) for w, b in zip(self.widths, self.blocks, strict=True)):
-            raise ValueError("vision.widths of stages with blocks must be multiples of 8")
+        _VISION_CHECKS[self.kind](self)
+
+    @classmethod
+    def nfnet(cls, variant: str, image_size: int) -> VisionConfig:
+        """A published NFNet, `f0` … `f6`, with the pixel statistics it was trained with."""
+        if variant not in NFNET_BLOCKS:
+            raise ValueError(f"NFNet {variant!r} is not known; known: {sorted(NFNET_BLOCKS)}")
+        return cls(
+            image_size,
+            dim=3072,
+            kind="nfnet",
+            widths=(256, 512, 1536, 1536),
+            blocks=NFNET_BLOCKS[variant],
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+        )
 
     def pixel_transform(self) -> Transform:
         """What turns a picture into this tower's pixels."""
@@ -86,15 +106,41 @@ class VisionConfig:
     @property
     def num_tokens(self) -> int:
         """Tokens per frame, S: the last grid flattened."""
-        side = -(-self.image_size // 2 ** len(self.widths))  # a stage halves and rounds up
+        halvings = len(self.widths) + (self.kind == "nfnet")  # its stem halves once more
+        side = -(-self.image_size // 2**halvings)  # a stage halves and rounds up
         return int(side**2)
+
+
+def _check_conv(config: VisionConfig) -> None:
+    stages = zip(config.widths, config.blocks, strict=True)
+    if any(width < 1 or (blocks and width % 8) for width, blocks in stages):
+        raise ValueError("vision.widths of stages with blocks must be multiples of 8")
+
+
+def _check_nfnet(config: VisionConfig) -> None:
+    if not config.widths or min(config.blocks) < 1:
+        raise ValueError("vision.blocks of an nfnet must be at least 1 in every stage")
+    if any(width < 16 or width % 16 for width in config.widths):
+        raise ValueError("vision.widths of an nfnet must be multiples of 16")
+    middles = [width // 2 for width in config.widths]
+    if any(middle > config.group_width and middle % config.group_width for middle in middles):
+        raise ValueError("half of each of vision.widths must be a multiple of vision.group_width")
+
+
+_VISION_CHECKS = {"conv": _check_conv, "nfnet": _check_nfnet}
 
 
 @dataclass(frozen=True)
 class ResamplerConfig:
-    """Perceiver Resampler (paper, section 3.1.1): any number of tokens → `num_latents`."""
+    """Perceiver Resampler (paper, section 3.1.1): any number of tokens → `num_latents`.
+
+    `kind`: `perceiver`, or the paper's ablations `transformer` and `mlp`. With `has_projection`
+    a linear map brings the tower's tokens to `dim`.
+    """
 
     dim: int
+    kind: str = "perceiver"
+    has_projection: bool = False
     num_latents: int = 64
     num_layers: int = 6
     num_heads: int = 16
@@ -102,15 +148,29 @@ class ResamplerConfig:
     ff_mult: int = 4
     num_time_embeddings: int = 8
 
+    def __post_init__(self) -> None:
+        if self.kind not in ("perceiver", "transformer", "mlp"):
+            raise ValueError(
+                f"resampler.kind {self.kind!r} is not known; "
+                "known: 'perceiver', 'transformer', 'mlp'"
+            )
+
 
 @dataclass(frozen=True)
 class CrossAttentionConfig:
-    """GATED XATTN-DENSE (paper, section 3.1.2), before every `interval`-th decoder layer."""
+    """GATED XATTN-DENSE (paper, section 3.1.2), before every `interval`-th decoder layer.
+
+    The rest are the paper's ablations: without `has_feed_forward` it is VANILLA XATTN, without
+    `is_gated` it starts as no identity, and with `sees_all_media` a token sees every media so far.
+    """
 
     interval: int = 1
     num_heads: int = 16
     head_dim: int = 128
     ff_mult: int = 4
+    has_feed_forward: bool = True
+    is_gated: bool = True
+    sees_all_media: bool = False
 
     def has_block(self, layer: int) -> bool:
         """Blocks start "from the very first layer" (paper, section 3.1.2)."""
@@ -227,7 +287,7 @@ class FlamingoConfig:
     def __post_init__(self) -> None:
         if self.format != "flamingo-native-1":
             raise ValueError(f"format {self.format!r} is not known; known: 'flamingo-native-1'")
-        if self.resampler.dim != self.vision.dim:
+        if not self.resampler.has_projection and self.resampler.dim != self.vision.dim:
             raise ValueError("resampler.dim must equal vision.dim: the resampler has no projection")
 
     @classmethod

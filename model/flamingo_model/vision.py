@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import VisionConfig
+from .nfnet import NFNet
 
 
 class ResidualBlock(nn.Module):
@@ -51,4 +52,5 @@ class ConvTower(nn.Module):
 
 def build_vision(config: VisionConfig) -> nn.Module:
     """The tower that `config.kind` names."""
-    return {"conv": ConvTower}[config.kind](config)
+    towers: dict[str, type[nn.Module]] = {"conv": ConvTower, "nfnet": NFNet}
+    return towers[config.kind](config)

@@ -67,15 +67,18 @@ def same_emoji_loss(identity: Tensor, sprites: Tensor, scale: float = 12.0) -> T
 def initialise(model: Flamingo, gate: float = 0.5) -> None:
     """An exact identity at the start that learns at once: gates open, output projections zero."""
     for block in model.blocks():
-        nn.init.constant_(block.attention_gate, gate)
-        nn.init.constant_(block.feed_forward_gate, gate)
+        for parameter in (block.attention_gate, block.feed_forward_gate):
+            if parameter is not None:
+                nn.init.constant_(parameter, gate)
         nn.init.zeros_(block.to_out.weight)
-        nn.init.zeros_(block.feed_forward.down.weight)
+        if block.feed_forward is not None:
+            nn.init.zeros_(block.feed_forward.down.weight)
 
 
 def forward(model: Flamingo, batch: PictureBatch, latents: Tensor) -> Tensor:
     """`latents` [B, M, R, dim] of the batch's pictures → final hidden states [B, T, dim]."""
-    mask = media_mask(batch.media_index, latents.shape[1])
+    sees_all = model.config.cross_attention.sees_all_media
+    mask = media_mask(batch.media_index, latents.shape[1], sees_all)
     positions = torch.arange(batch.ids.shape[1]).expand_as(batch.ids)
     hidden: Tensor = model(
         batch.ids,
