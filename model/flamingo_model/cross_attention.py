@@ -50,11 +50,13 @@ class GatedCrossAttention(nn.Module):
         inner = config.num_heads * config.head_dim
         self.num_heads = config.num_heads
         self.norm = nn.LayerNorm(dim)
-        self.norm_media = nn.LayerNorm(media_dim)
+        self.norm_media = nn.LayerNorm(media_dim) if config.norm_media else nn.Identity()
         self.to_q = nn.Linear(dim, inner, bias=False)
         self.to_kv = nn.Linear(media_dim, 2 * inner, bias=False)
         self.to_out = nn.Linear(inner, dim, bias=False)
-        self.feed_forward = FeedForward(dim, config.ff_mult) if config.has_feed_forward else None
+        self.feed_forward = (
+            FeedForward(dim, config.ff_mult, config.activation) if config.has_feed_forward else None
+        )
         self.attention_gate = closed_gate() if config.is_gated else None
         has_second = config.is_gated and config.has_feed_forward
         self.feed_forward_gate = closed_gate() if has_second else None

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ResamplerConfig, VisionConfig
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "squared_relu": lambda x: F.relu(x).square(),
+    "gelu": F.gelu,
+}
+
 
 class FeedForward(nn.Module):
     """LayerNorm, widen, squared ReLU, narrow; no biases (paper, section A.1.1)."""
 
-    def __init__(self, dim: int, mult: int) -> None:
+    def __init__(self, dim: int, mult: int, activation: str = "squared_relu") -> None:
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         self.norm = nn.LayerNorm(dim)
         self.up = nn.Linear(dim, dim * mult, bias=False)
         self.down = nn.Linear(dim * mult, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down(F.relu(self.up(self.norm(x))).square())
+        out: Tensor = self.down(self.activation(self.up(self.norm(x))))
         return out
 
 
@@ -35,7 +43,7 @@ class ResamplerLayer(nn.Module):
         self.to_q = nn.Linear(config.dim, inner, bias=False)
         self.to_kv = nn.Linear(config.dim, 2 * inner, bias=False)
         self.to_out = nn.Linear(inner, config.dim, bias=False)
-        self.feed_forward = FeedForward(config.dim, config.ff_mult)
+        self.feed_forward = FeedForward(config.dim, config.ff_mult, config.activation)
 
     def forward(self, latents: Tensor, features: Tensor) -> Tensor:
         latents = latents + self.attend(self.norm_latents(latents), self.norm_media(features))
@@ -89,6 +97,8 @@ class PerceiverResampler(nn.Module):
 
     def time(self, num_frames: int) -> Tensor:
         """[T, 1, dim]; past the trained number they are interpolated linearly (paper, 3.1.1)."""
+        if not len(self.time_embeddings):
+            return self.time_embeddings.new_zeros(num_frames, 1, 1)
         if num_frames <= len(self.time_embeddings):
             return self.time_embeddings[:num_frames]
         stretched = F.interpolate(

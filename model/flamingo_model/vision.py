@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .clip import ClipTower
 from .config import VisionConfig
 from .nfnet import NFNet
 
@@ -52,5 +53,5 @@ class ConvTower(nn.Module):
 
 def build_vision(config: VisionConfig) -> nn.Module:
     """The tower that `config.kind` names."""
-    towers: dict[str, type[nn.Module]] = {"conv": ConvTower, "nfnet": NFNet}
+    towers: dict[str, type[nn.Module]] = {"conv": ConvTower, "nfnet": NFNet, "clip": ClipTower}
     return towers[config.kind](config)
