@@ -189,7 +189,7 @@ def read_animation(
     """
     limits = limits or FilmLimits()
     limits.check_pixels(*picture.size)
-    num_frames = getattr(picture, "n_frames", 1)
+    num_frames = _num_frames(picture)
     limits.check_frames(num_frames)
     starts, end = [Fraction(0)], Fraction(0)
     for frame in _frames(picture, num_frames):
@@ -238,6 +238,15 @@ def _read_video(
     return video.read_video(data, transform, options, limits)
 
 
+def _num_frames(picture: Image.Image) -> int:
+    try:
+        return getattr(picture, "n_frames", 1)
+    except MemoryError:
+        raise
+    except Exception:  # Pillow has many names for damage, and no one list of them
+        raise damaged() from None
+
+
 def _frames(picture: Image.Image, num_frames: int) -> Iterator[Image.Image]:
     for at in range(num_frames):
         try:
@@ -245,7 +254,7 @@ def _frames(picture: Image.Image, num_frames: int) -> Iterator[Image.Image]:
             picture.load()
         except MemoryError:
             raise
-        except Exception:  # Pillow has many names for damage
+        except Exception:
             raise damaged() from None
         yield picture
 
