@@ -197,10 +197,11 @@ def read_animation(
         starts.append(end)
         limits.check_seconds(end)
     picked = pick(starts[:-1], end, options)
+    wanted = set(picked)
     squares = {
         at: to_pixels(frame, transform)
         for at, frame in enumerate(_frames(picture, picked[-1] + 1))
-        if at in set(picked)
+        if at in wanted
     }
     return Film(
         pixels=np.stack([squares[at] for at in picked]),
