@@ -20,6 +20,8 @@ ENGINE = ROOMS["flamingo_server"] / "engine"
 WITHOUT_TORCH = ("scheduler", "request", "detokenize", "media_cache", "limits")
 WORKERS = (
     ROOMS["flamingo_model"] / "media.py",
+    ROOMS["flamingo_model"] / "film.py",
+    ROOMS["flamingo_model"] / "video.py",
     ROOMS["flamingo_server"] / "media" / "decode.py",
     ROOMS["flamingo_server"] / "media" / "spawn.py",
 )

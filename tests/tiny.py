@@ -54,13 +54,16 @@ def tiny_config(interval: int = 1) -> FlamingoConfig:
     )
 
 
-def tiny_model(seed: int = 0, gate: float = 0.7, interval: int = 1) -> Flamingo:
+def tiny_model(
+    seed: int = 0, gate: float = 0.7, interval: int = 1, config: FlamingoConfig | None = None
+) -> Flamingo:
     """Gates open (unless `gate` is 0), so that pictures matter."""
     torch.manual_seed(seed)
-    model = Flamingo(tiny_config(interval))
+    model = Flamingo(config or tiny_config(interval))
     for block in model.cross_attention:
-        block.attention_gate.data.fill_(gate)
-        block.feed_forward_gate.data.fill_(gate)
+        for parameter in (block.attention_gate, block.feed_forward_gate):
+            if parameter is not None:
+                parameter.data.fill_(gate)
     return model.eval().requires_grad_(False)
 
 

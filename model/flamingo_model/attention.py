@@ -99,11 +99,15 @@ class Span:
 
 @dataclass(frozen=True)
 class MediaRun:
-    """Prompt tokens [begin, end) of a flat batch that all see the picture in `slot`."""
+    """Prompt tokens [begin, end) of a flat batch that all see the picture in `slot`.
+
+    `earlier` holds the slots of those before it, for a model that looks at all.
+    """
 
     slot: int
     begin: int
     end: int
+    earlier: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,7 @@ class Batch:
     """Flat tokens [N] of many sequences: first one token each of those decoding, then spans.
 
     `media_slots` holds the slot each decoding token sees, -1 for none; `runs` the same for spans.
+    Where a model looks at all pictures so far it is [num_decoding, M], filled with -1 on the left.
     """
 
     token_ids: Tensor
@@ -162,10 +167,13 @@ class CachedSelfAttention:
         if self.cache.reach.is_plain and span.start == 0:
             return None
         positions = torch.arange(span.start, span.stop, device=self.batch.positions.device)
-        return self.reach_mask(positions, span.stop)
+        return self.reach_mask(positions.unsqueeze(0), span.stop)  # [1, 1 or heads, n, stop]
 
     def reach_mask(self, queries: Tensor, length: int) -> Tensor:
-        """What queries at positions [..., n] see of a row's first `length` places."""
+        """What queries at positions [B, n] see of a row's first `length` places.
+
+        Four dimensions, never three: with those torch leaves its fast kernel on a CPU.
+        """
         keys = torch.arange(length, device=queries.device)
         return self.cache.reach.mask(queries, keys, self.cache.k.dtype)
 
@@ -178,27 +186,43 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Ten
 
 
 class CachedCrossAttention:
-    """Each token reads the slot of the one picture it sees: the cost does not grow with shots."""
+    """Each token reads the slot of the one picture it sees: the cost does not grow with shots.
+
+    Unless the model looks at all pictures so far: then a token reads the slots of all.
+    """
 
     def __init__(self, media: MediaSlots, batch: Batch) -> None:
         self.media, self.batch = media, batch
-        self.seeing = batch.media_slots >= 0
+        slots = batch.media_slots
+        slots = slots.unsqueeze(1) if slots.dim() == 1 else slots  # [B, M]
+        last = slots[:, -1:]
+        self.seeing = last >= 0
+        self.slots = slots.where(slots >= 0, last).clamp(min=0)  # what is masked is read, too
+        self.mask: Tensor | None = None
+        if slots.shape[1] > 1:
+            seen = (slots >= 0) | ~self.seeing
+            self.mask = seen.repeat_interleave(media.k.shape[-2], dim=1)[:, None, None]
 
     def __call__(self, block: int, q: Tensor) -> Tensor:
         out = torch.zeros_like(q)
         if self.batch.num_decoding:
             out[: self.batch.num_decoding] = self.decode(block, q[: self.batch.num_decoding])
         for run in self.batch.runs:
-            out[run.begin : run.end] = self.prefill(block, q[run.begin : run.end], run.slot)
+            out[run.begin : run.end] = self.prefill(block, q[run.begin : run.end], run)
         return out
 
     def decode(self, block: int, q: Tensor) -> Tensor:
-        slots = self.batch.media_slots.clamp(min=0)
-        k, v = (c[block][slots] for c in (self.media.k, self.media.v))  # [B, heads, R, head_dim]
-        out = F.scaled_dot_product_attention(q.unsqueeze(2), k, v).squeeze(2)
-        return out.masked_fill(~self.seeing.view(-1, 1, 1), 0)
+        k, v = (joined(c[block][self.slots]) for c in (self.media.k, self.media.v))
+        out = F.scaled_dot_product_attention(q.unsqueeze(2), k, v, attn_mask=self.mask).squeeze(2)
+        return out.masked_fill(~self.seeing.unsqueeze(-1), 0)
 
-    def prefill(self, block: int, q: Tensor, slot: int) -> Tensor:
-        k, v = (c[block, slot].unsqueeze(0) for c in (self.media.k, self.media.v))
+    def prefill(self, block: int, q: Tensor, run: MediaRun) -> Tensor:
+        slots = [*run.earlier, run.slot] if run.earlier else slice(run.slot, run.slot + 1)
+        k, v = (joined(c[block, slots].unsqueeze(0)) for c in (self.media.k, self.media.v))
         out = F.scaled_dot_product_attention(q.transpose(0, 1).unsqueeze(0), k, v)
         return out.squeeze(0).transpose(0, 1)
+
+
+def joined(pictures: Tensor) -> Tensor:
+    """[B, M, heads, R, head_dim] → [B, heads, M*R, head_dim]; a view where M is 1."""
+    return pictures.transpose(1, 2).flatten(2, 3)

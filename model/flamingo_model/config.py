@@ -62,6 +62,10 @@ def fits(value: Any, hint: Any) -> bool:
     return isinstance(value, (int, float) if hint is float else hint)
 
 
+NFNET_BLOCKS = {f"f{i}": (i + 1, 2 * i + 2, 6 * i + 6, 3 * i + 3) for i in range(7)}
+"""Blocks per stage of the published NFNets, F0 … F6; all have the same widths."""
+
+
 @dataclass(frozen=True)
 class VisionConfig:
     """The frozen picture tower: pixels [N, 3, size, size] → tokens [N, S, dim].
@@ -75,6 +79,7 @@ class VisionConfig:
     kind: str = "conv"
     widths: tuple[int, ...] = (32, 96, 192)
     blocks: tuple[int, ...] = (0, 1, 2)
+    group_width: int = 128
     patch_size: int = 14
     num_layers: int = 24
     num_heads: int = 16
@@ -93,6 +98,21 @@ class VisionConfig:
             raise ValueError("vision.widths and vision.blocks must be equally long")
         self.pixel_transform()  # raises for an unknown kind, as everything here does
         _VISION_CHECKS[self.kind](self)
+
+    @classmethod
+    def nfnet(cls, variant: str, image_size: int) -> VisionConfig:
+        """A published NFNet, `f0` … `f6`, with the pixel statistics it was trained with."""
+        if variant not in NFNET_BLOCKS:
+            raise ValueError(f"NFNet {variant!r} is not known; known: {sorted(NFNET_BLOCKS)}")
+        return cls(
+            image_size,
+            dim=3072,
+            kind="nfnet",
+            widths=(256, 512, 1536, 1536),
+            blocks=NFNET_BLOCKS[variant],
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+        )
 
     def pixel_transform(self) -> Transform:
         """What turns a picture into this tower's pixels."""
@@ -121,6 +141,16 @@ def _check_clip(config: VisionConfig) -> None:
         )
 
 
+def _check_nfnet(config: VisionConfig) -> None:
+    if not config.widths or min(config.blocks) < 1:
+        raise ValueError("vision.blocks of an nfnet must be at least 1 in every stage")
+    if any(width < 16 or width % 16 for width in config.widths):
+        raise ValueError("vision.widths of an nfnet must be multiples of 16")
+    middles = [width // 2 for width in config.widths]
+    if any(middle > config.group_width and middle % config.group_width for middle in middles):
+        raise ValueError("half of each of vision.widths must be a multiple of vision.group_width")
+
+
 def _conv_side(config: VisionConfig) -> int:
     return -(-config.image_size // int(2 ** len(config.widths)))  # a stage halves and rounds up
 
@@ -129,8 +159,12 @@ def _clip_side(config: VisionConfig) -> int:
     return config.image_size // config.patch_size
 
 
-_VISION_CHECKS = {"conv": _check_conv, "clip": _check_clip}
-_VISION_SIDES = {"conv": _conv_side, "clip": _clip_side}
+def _nfnet_side(config: VisionConfig) -> int:
+    return -(-config.image_size // int(2 ** (len(config.widths) + 1)))  # its stem halves once more
+
+
+_VISION_CHECKS = {"conv": _check_conv, "clip": _check_clip, "nfnet": _check_nfnet}
+_VISION_SIDES = {"conv": _conv_side, "clip": _clip_side, "nfnet": _nfnet_side}
 
 FEED_FORWARD_ACTIVATIONS = ("squared_relu", "gelu")
 """Of resampler and cross-attention; `resampler.py` says what each one does."""
@@ -143,9 +177,15 @@ def _check_activation(name: str, value: str) -> None:
 
 @dataclass(frozen=True)
 class ResamplerConfig:
-    """Perceiver Resampler (paper, section 3.1.1): any number of tokens → `num_latents`."""
+    """Perceiver Resampler (paper, section 3.1.1): any number of tokens → `num_latents`.
+
+    `kind`: `perceiver`, or the paper's ablations `transformer` and `mlp`. With `has_projection`
+    a linear map brings the tower's tokens to `dim`.
+    """
 
     dim: int
+    kind: str = "perceiver"
+    has_projection: bool = False
     num_latents: int = 64
     num_layers: int = 6
     num_heads: int = 16
@@ -156,16 +196,28 @@ class ResamplerConfig:
 
     def __post_init__(self) -> None:
         _check_activation("resampler.activation", self.activation)
+        if self.kind not in ("perceiver", "transformer", "mlp"):
+            raise ValueError(
+                f"resampler.kind {self.kind!r} is not known; "
+                "known: 'perceiver', 'transformer', 'mlp'"
+            )
 
 
 @dataclass(frozen=True)
 class CrossAttentionConfig:
-    """GATED XATTN-DENSE (paper, section 3.1.2), before one of every `interval` decoder layers."""
+    """GATED XATTN-DENSE (paper, section 3.1.2), before every `interval`-th decoder layer.
+
+    The rest are the paper's ablations: without `has_feed_forward` it is VANILLA XATTN, without
+    `is_gated` it starts as no identity, and with `sees_all_media` a token sees every media so far.
+    """
 
     interval: int = 1
     num_heads: int = 16
     head_dim: int = 128
     ff_mult: int = 4
+    has_feed_forward: bool = True
+    is_gated: bool = True
+    sees_all_media: bool = False
     activation: str = "squared_relu"
     norm_media: bool = True
     placement: str = "first"
@@ -300,7 +352,7 @@ class FlamingoConfig:
     def __post_init__(self) -> None:
         if self.format != "flamingo-native-1":
             raise ValueError(f"format {self.format!r} is not known; known: 'flamingo-native-1'")
-        if self.resampler.dim != self.vision.dim:
+        if not self.resampler.has_projection and self.resampler.dim != self.vision.dim:
             raise ValueError("resampler.dim must equal vision.dim: the resampler has no projection")
 
     @classmethod

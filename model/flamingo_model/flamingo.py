@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .config import FlamingoConfig
 from .cross_attention import CrossAttend, GatedCrossAttention
 from .decoder import Decoder, SelfAttend
-from .resampler import PerceiverResampler
+from .resampler import build_resampler
 from .vision import build_vision
 
 
@@ -36,7 +36,7 @@ class Flamingo(nn.Module):
         super().__init__()
         self.config = config
         self.vision = build_vision(config.vision)
-        self.resampler = PerceiverResampler(config.resampler)
+        self.resampler = build_resampler(config.resampler, config.vision)
         self.decoder = Decoder(config.decoder)
         self.cross_attention = nn.ModuleList(
             GatedCrossAttention(config.decoder.dim, config.resampler.dim, config.cross_attention)

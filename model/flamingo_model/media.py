@@ -1,7 +1,8 @@
 """Picture → pixels: the transform a checkpoint was trained with, and the digest of its result.
 
 Knows numpy and Pillow only, because decoding workers import it: no torch, no files, no network.
-A model family's preprocessing is an entry of `_KINDS`; nobody else asks which kind it is.
+A model family's preprocessing is an entry of `_KINDS`; nobody else asks which kind it is. Those of
+published checkpoints are in preprocessing.py; `pad`, here, is the paper's.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from flamingo_model import preprocessing
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -29,6 +32,9 @@ _UPRIGHT = {
 @dataclass(frozen=True)
 class Transform:
     """How one family turns a picture into `size` × `size` pixels and pixels into numbers.
+
+    `kind` is `pad` (the paper), `clip_resize_then_rgb` (OpenFlamingo), `clip` (Otter,
+    flamingo-mini) or `squash` (IDEFICS). Only `pad` turns a picture by its EXIF orientation.
 
     Raises:
         ValueError: unknown `kind`, `size` below 1, or a zero in `std`.
@@ -59,13 +65,15 @@ class Transform:
 
 
 def to_pixels(picture: Image.Image, transform: Transform) -> NDArray[np.uint8]:
-    """uint8 [size, size, 3]: the picture upright, in RGB, at the transform's size.
+    """uint8 [size, size, 3]: the picture in RGB, cut, squashed or padded to the transform's size.
 
     Raises:
         ValueError: Pillow has no way from the picture's mode to RGB.
         OSError: the picture was not loaded yet and its file is damaged.
     """
-    return np.array(_KINDS[transform.kind](picture, transform), dtype=np.uint8)
+    square = _KINDS[transform.kind](picture, transform)
+    assert square.mode == "RGB" and square.size == (transform.size, transform.size)
+    return np.array(square, dtype=np.uint8)
 
 
 def media_digest(pixels: NDArray[np.uint8], transform: Transform) -> str:
@@ -139,5 +147,16 @@ def _pad(picture: Image.Image, transform: Transform) -> Image.Image:
     return square
 
 
+def _sized(
+    square: Callable[[Image.Image, int], Image.Image],
+) -> Callable[[Image.Image, Transform], Image.Image]:
+    return lambda picture, transform: square(picture, transform.size)
+
+
 _REVISION = "1"  # raise it whenever a kind below gives other pixels for the same picture
-_KINDS: dict[str, Callable[[Image.Image, Transform], Image.Image]] = {"pad": _pad}
+_KINDS: dict[str, Callable[[Image.Image, Transform], Image.Image]] = {
+    "pad": _pad,
+    "clip": _sized(preprocessing.clip),
+    "clip_resize_then_rgb": _sized(preprocessing.clip_resize_then_rgb),
+    "squash": _sized(preprocessing.squash),
+}

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import ResamplerConfig
+from .config import ResamplerConfig, VisionConfig
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "squared_relu": lambda x: F.relu(x).square(),
@@ -38,7 +38,7 @@ class ResamplerLayer(nn.Module):
         super().__init__()
         inner = config.num_heads * config.head_dim
         self.num_heads = config.num_heads
-        self.norm_media = nn.LayerNorm(config.dim)
+        self.norm_media: nn.Module = nn.LayerNorm(config.dim)
         self.norm_latents = nn.LayerNorm(config.dim)
         self.to_q = nn.Linear(config.dim, inner, bias=False)
         self.to_kv = nn.Linear(config.dim, 2 * inner, bias=False)
@@ -70,22 +70,30 @@ class PerceiverResampler(nn.Module):
     Like every released implementation it ends in a LayerNorm, which the pseudo-code leaves out.
     """
 
-    def __init__(self, config: ResamplerConfig) -> None:
+    def __init__(self, config: ResamplerConfig, media_dim: int | None = None) -> None:
         super().__init__()
         self.latents = nn.Parameter(torch.randn(config.num_latents, config.dim))
         self.time_embeddings = nn.Parameter(torch.randn(config.num_time_embeddings, 1, config.dim))
-        self.layers = nn.ModuleList(ResamplerLayer(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(self.make_layer(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.dim)
+        self.project: nn.Module = nn.Identity()
+        if config.has_projection:
+            self.project = nn.Linear(media_dim or config.dim, config.dim, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
         num_media, num_frames = features.shape[:2]
-        features = features + self.time(num_frames)
+        features = self.project(features) + self.time(num_frames)
         features = features.flatten(1, 2)  # [N, T*S, dim]
-        latents = self.latents.expand(num_media, -1, -1)
+        out: Tensor = self.norm(self.resample(self.latents.expand(num_media, -1, -1), features))
+        return out
+
+    def make_layer(self, config: ResamplerConfig) -> nn.Module:
+        return ResamplerLayer(config)
+
+    def resample(self, latents: Tensor, features: Tensor) -> Tensor:
         for layer in self.layers:
             latents = layer(latents, features)
-        out: Tensor = self.norm(latents)
-        return out
+        return latents
 
     def time(self, num_frames: int) -> Tensor:
         """[T, 1, dim]; past the trained number they are interpolated linearly (paper, 3.1.1)."""
@@ -97,3 +105,53 @@ class PerceiverResampler(nn.Module):
             self.time_embeddings.permute(1, 2, 0), num_frames, mode="linear", align_corners=True
         )
         return stretched.permute(2, 0, 1)
+
+
+class TransformerLayer(ResamplerLayer):
+    """A resampler's layer where everything looks at everything, itself alone."""
+
+    def __init__(self, config: ResamplerConfig) -> None:
+        super().__init__(config)
+        self.norm_media = nn.Identity()
+
+    def forward(self, latents: Tensor, features: Tensor) -> Tensor:
+        return super().forward(latents, features[:, :0])
+
+
+class TransformerResampler(PerceiverResampler):
+    """Ablation (paper, table 3): features and latents pass a plain transformer together."""
+
+    def make_layer(self, config: ResamplerConfig) -> nn.Module:
+        return TransformerLayer(config)
+
+    def resample(self, latents: Tensor, features: Tensor) -> Tensor:
+        everything = super().resample(torch.cat([features, latents], dim=1), features)
+        return everything[:, -latents.shape[1] :]
+
+
+class MLPResampler(PerceiverResampler):
+    """Ablation (paper, table 3): neighbouring features averaged, then residual feed-forwards.
+
+    The paper does not describe its MLP; this one has a perceiver's number of parameters.
+    """
+
+    def make_layer(self, config: ResamplerConfig) -> nn.Module:
+        attention = 2 * config.num_heads * config.head_dim // config.dim
+        return FeedForward(config.dim, config.ff_mult + attention)
+
+    def resample(self, latents: Tensor, features: Tensor) -> Tensor:
+        pooled = F.adaptive_avg_pool1d(features.transpose(1, 2), latents.shape[1])
+        latents = latents + pooled.transpose(1, 2)  # [N, num_latents, dim]
+        for layer in self.layers:
+            latents = latents + layer(latents)
+        return latents
+
+
+def build_resampler(config: ResamplerConfig, vision: VisionConfig) -> PerceiverResampler:
+    """The resampler that `config.kind` names, for the tokens of this tower."""
+    kinds: dict[str, type[PerceiverResampler]] = {
+        "perceiver": PerceiverResampler,
+        "transformer": TransformerResampler,
+        "mlp": MLPResampler,
+    }
+    return kinds[config.kind](config, vision.dim)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .clip import ClipTower
 from .config import VisionConfig
+from .nfnet import NFNet
 
 
 class ResidualBlock(nn.Module):
@@ -52,5 +53,5 @@ class ConvTower(nn.Module):
 
 def build_vision(config: VisionConfig) -> nn.Module:
     """The tower that `config.kind` names."""
-    towers: dict[str, type[nn.Module]] = {"conv": ConvTower, "clip": ClipTower}
+    towers: dict[str, type[nn.Module]] = {"conv": ConvTower, "nfnet": NFNet, "clip": ClipTower}
     return towers[config.kind](config)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from .engine.limits import EngineLimits
 from .media.limits import MediaLimits
 
 MIB = 2**20
+PARTS = ("lm", "vision", "cross_attention_interval")
+NEEDS: dict[str, tuple[str, ...]] = {"native": (), "openflamingo": PARTS}
+"""Families of checkpoints, and what a checkpoint does not say of itself."""
 
 
 class Settings(BaseSettings):
@@ -18,7 +21,20 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="FLAMINGO_", frozen=True, extra="forbid")
 
-    model: str = Field("embedded", description="checkpoint folder, or 'embedded' for the small one")
+    model: str = Field(
+        "embedded",
+        description="checkpoint: folder or, of openflamingo, file; 'embedded': the small one",
+    )
+    lm: str | None = Field(None, description="openflamingo: folder of the language model")
+    vision: str | None = Field(None, description="openflamingo: folder of the CLIP model")
+    cross_attention_interval: int | None = Field(
+        None, gt=0, description="openflamingo: cross_attn_every_n_layers of its training"
+    )
+    family: str = Field(
+        "native",
+        validate_default=True,
+        description="what wrote the checkpoint: native, openflamingo",
+    )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -45,6 +61,18 @@ class Settings(BaseSettings):
     decode_timeout_s: float = Field(10.0, gt=0, description="longest decoding of one picture")
     drain_timeout_s: float = Field(30.0, ge=0, description="how long a stop waits for answers")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="verbosity")
+
+    @field_validator("family")
+    @classmethod
+    def check_family(cls, value: str, info: ValidationInfo) -> str:
+        if value not in NEEDS:
+            raise ValueError(f"{value!r} is not known; known: {', '.join(NEEDS)}")
+        given = [name for name in PARTS if info.data.get(name) is not None]
+        if lacking := [name for name in NEEDS[value] if name not in given]:
+            raise ValueError(f"{value} needs {', '.join(lacking)}")
+        if useless := [name for name in given if name not in NEEDS[value]]:
+            raise ValueError(f"{value} has no use for {', '.join(useless)}")
+        return value
 
     @field_validator("api_keys", mode="before")
     @classmethod

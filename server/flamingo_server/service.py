@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from pathlib import Path
 from typing import Literal
 
 import torch
 from tokenizers import Tokenizer
 
-from flamingo_model.checkpoints.native import EMBEDDED, load_native
 from flamingo_model.prompt import PromptRenderer
 
+from .checkpoints import load_checkpoint
 from .config import Settings
 from .engine.engine import Engine, EngineStats
 from .engine.runner import Runner
@@ -56,9 +55,7 @@ class Service:
     def load(self) -> None:
         """Reads the checkpoint and starts the engine; raises CheckpointError."""
         torch.set_num_threads(self.settings.threads or os.cpu_count() or 1)
-        embedded = self.settings.model == "embedded"
-        folder = EMBEDDED if embedded else Path(self.settings.model)
-        model, self.tokenizer = load_native(folder, self.device())
+        model, self.tokenizer = load_checkpoint(self.settings, self.device())
         config = model.config
         transform = config.vision.pixel_transform()
         limit = min(self.settings.max_tokens, config.decoder.max_positions)

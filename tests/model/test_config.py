@@ -88,6 +88,7 @@ def test_a_value_of_the_wrong_type_is_named(path: str, value: Any, said: str) ->
     [
         ("format", "flamingo-native-2", "format 'flamingo-native-2' is not known"),
         ("vision__kind", "vit", "vision.kind 'vit' is not known; known: 'conv'"),
+        ("vision__kind", "nfnet", "blocks of an nfnet must be at least 1 in every stage"),
         ("vision__transform", "fold", "unknown transform 'fold'"),
         ("vision__blocks", [1], "vision.widths and vision.blocks must be equally long"),
         ("vision__widths", [8, 12], "widths of stages with blocks must be multiples of 8"),

@@ -12,7 +12,7 @@ import torch
 
 from flamingo_model.decoder import Decoder
 from flamingo_model.flamingo import Flamingo
-from flamingo_model.training.emoji import contrastive, language, multimodal
+from flamingo_model.training.emoji import contrastive, language, multimodal, pictures
 from flamingo_model.training.emoji.documents import (
     Encoder,
     Example,
@@ -104,7 +104,7 @@ def train(run: Path, encoder: Encoder) -> Flamingo:
     model, drawn, rng = Flamingo(CONFIG), sprites(40), np.random.default_rng(0)
     scenes = [random_scene(i % 40, rng, count=1) for i in range(160)]
     scenes += [random_scene(i % 40, rng, count=i % 4 + 1) for i in range(40)]
-    pool = multimodal.Pool.build(scenes, 40, model, drawn, rng)
+    pool = pictures.Pool.build(scenes, 40, model, drawn, rng)
     multimodal.train_multimodal(
         model, encoder, pool, pool, drawn, run, seed=0, num_steps=2, warm_steps=2
     )
@@ -133,7 +133,7 @@ def test_stage_three_begins_as_the_bare_language_model(encoder: Encoder) -> None
     model = Flamingo(CONFIG)
     multimodal.initialise(model)
     world_tokens = encoder.examples([Example("A", " dax.", picture=0)], 0, 0.0)
-    batch = multimodal.PictureBatch.collate([world_tokens], encoder.image)
+    batch = pictures.PictureBatch.collate([world_tokens], encoder.image)
     latents = torch.randn(1, 1, 4, 24)
     with torch.no_grad():
         seeing = multimodal.forward(model, batch, latents)

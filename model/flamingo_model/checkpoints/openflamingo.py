@@ -102,8 +102,10 @@ def flamingo_config(
     sizes: dict[str, Any] = {"num_heads": 8, "head_dim": 64, "ff_mult": 4, "activation": "gelu"}
     return FlamingoConfig(
         name=name,
-        vision=vision,
-        resampler=ResamplerConfig(vision.dim, 64, 6, num_time_embeddings=0, **sizes),
+        vision=replace(vision, transform="clip_resize_then_rgb"),
+        resampler=ResamplerConfig(
+            vision.dim, num_latents=64, num_layers=6, num_time_embeddings=0, **sizes
+        ),
         cross_attention=CrossAttentionConfig(interval, norm_media=False, placement="last", **sizes),
         decoder=decoder,
         tokens=tokens,

@@ -194,6 +194,11 @@ class Sequence:
         last = self.request.prompt.media_index[-1]
         return self.request.slots[last] if last >= 0 else -1
 
+    @property
+    def seen_slots(self) -> list[int]:
+        """The media slots of the prompt up to its last token's, for a model that looks at all."""
+        return self.request.slots[: self.request.prompt.media_index[-1] + 1]
+
     def take_unsent(self) -> tuple[list[int], list[TokenLogprob] | None]:
         ids = self.generated[self.num_sent :]
         logprobs = (

@@ -28,6 +28,7 @@ class Runner:
     def __init__(self, model: Flamingo, num_rows: int, max_length: int, num_slots: int) -> None:
         device, dtype = model.decoder.embed.weight.device, model.decoder.embed.weight.dtype
         self.model, self.device, self.dtype = model, device, dtype
+        self.sees_all_media = model.config.cross_attention.sees_all_media
         self.transform = model.config.vision.pixel_transform()
         self.rows = SelfAttentionCache(model.config, num_rows, max_length, device, dtype)
         self.slots = MediaSlots(model.config, num_slots, device, dtype)
@@ -75,7 +76,7 @@ class Runner:
         for request in plan.prefills:
             begin, tokens = len(ids), request.prompt.token_ids
             spans.append(Span(request.sequences[0].row, begin, begin + len(tokens)))
-            runs += media_runs(request, begin)
+            runs += media_runs(request, begin, self.sees_all_media)
             ids += tokens
             positions += range(len(tokens))
             rows += [request.sequences[0].row] * len(tokens)
@@ -85,11 +86,20 @@ class Runner:
             positions=self.tensor(positions),
             rows=self.tensor(rows),
             num_decoding=len(plan.decodes),
-            media_slots=self.tensor([s.last_slot for s in plan.decodes]),
+            media_slots=self.media_slots(plan),
             spans=tuple(spans),
             runs=tuple(runs),
         )
         return batch, last
+
+    def media_slots(self, plan: Plan) -> Tensor:
+        """What each decode sees: one slot [B], or all so far [B, M] with -1 on the left."""
+        if not self.sees_all_media:
+            return self.tensor([s.last_slot for s in plan.decodes])
+        seen = [s.seen_slots for s in plan.decodes]
+        width = max([1, *map(len, seen)])
+        flat = [slot for slots in seen for slot in [-1] * (width - len(slots)) + slots]
+        return self.tensor(flat).view(-1, width)
 
     def share_prompt(self, request: Request) -> None:
         """Copies the first sequence's row to its siblings: the prompt runs once for all."""
@@ -107,12 +117,13 @@ class Runner:
         return torch.tensor(values, dtype=torch.long, device=self.device)
 
 
-def media_runs(request: Request, offset: int) -> list[MediaRun]:
+def media_runs(request: Request, offset: int, sees_all: bool = False) -> list[MediaRun]:
     """Neighbouring prompt tokens that see the same media, as runs of the flat batch."""
     index = request.prompt.media_index
+    earlier = request.slots if sees_all else []
     bounds = [i for i in range(len(index)) if i == 0 or index[i] != index[i - 1]] + [len(index)]
     return [
-        MediaRun(request.slots[index[begin]], offset + begin, offset + end)
+        MediaRun(request.slots[last], offset + begin, offset + end, tuple(earlier[:last]))
         for begin, end in zip(bounds[:-1], bounds[1:], strict=True)
-        if index[begin] >= 0
+        if (last := index[begin]) >= 0
     ]

@@ -1,4 +1,5 @@
-"""Pictures seen before, by the SHA-256 of their encoded bytes. Bounded by bytes of pixels."""
+"""Pictures and films seen before, by the SHA-256 of their encoded bytes and what was wanted of a
+film. Bounded by bytes of pixels."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Pictures decoded in processes that can be killed. Here, bytes go out and pixels come back.
+"""Pictures and films decoded in processes that can be killed: bytes go out, pixels come back.
 
-A picture that hangs, exhausts memory or crashes its decoder costs one worker and one error; the
-next picture finds a fresh worker.
+One that hangs, exhausts memory or crashes its decoder costs one worker and one error; the next
+finds a fresh worker.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from concurrent.futures.process import BrokenProcessPool
 
 from pebble import ProcessExpired, ProcessPool
 
+from flamingo_model.film import FilmOptions
 from flamingo_model.media import Transform
 from flamingo_server.errors import BadRequest, Draining, EngineFailure, TooLarge, naming
 from flamingo_server.media.cache import PictureCache
-from flamingo_server.media.decode import DecodedMedia, decode_picture, start_worker
+from flamingo_server.media.decode import DecodedMedia, decode_film, decode_picture, start_worker
 from flamingo_server.media.limits import MIB, MediaLimits
 from flamingo_server.media.spawn import BareSpawnContext
 
 _NUM_TRIES = 3  # a pool broken by a neighbour's death is rebuilt, and the picture handed in again
+_ADVICE = {False: "save it as a plain JPEG or PNG", True: "save a shorter part of it as H.264"}
 _HASH_IN_THREAD_BYTES = MIB  # about a millisecond of SHA-256: what the event loop may lose
 
 
@@ -60,29 +62,38 @@ class MediaPool:
         _kill(self._processes)
 
     async def decode(
-        self, data: bytes, index: int = 0, *, param: str | None = None
+        self,
+        data: bytes,
+        index: int = 0,
+        *,
+        param: str | None = None,
+        film: FilmOptions | None = None,
     ) -> DecodedMedia:
-        """The pixels of one encoded picture; the same bytes are decoded once while remembered.
+        """The pixels of one picture, or of a film's frames where `film` says which.
 
-        `index` is the picture's place in the prompt, for the error's `param`; `param` replaces it.
+        The same bytes, with the same options, are decoded once while remembered. `index` is the
+        place in the prompt, for the error's `param`; `param` replaces it.
 
         Raises:
-            TooLarge: over a limit of bytes, pixels, frames, memory or time.
-            UnsupportedMedia: not a picture.
-            BadRequest: a damaged picture, or one that crashed its decoder.
+            TooLarge: over a limit of bytes, seconds, pixels, frames, memory or time.
+            UnsupportedMedia: not a picture, or not a film.
+            BadRequest: damaged, or crashed its decoder.
             Draining: the pool is closed.
         """
-        with naming(param or f"prompt[{index}].image"):
-            self.limits.check_bytes(len(data))
-            key = await _sha256(data)
+        noun = "film" if film else "picture"
+        with naming(param or f"prompt[{index}].{'video' if film else 'image'}"):
+            self.limits.check_bytes(len(data), noun)
+            if film:
+                self.limits.check_film(film)
+            key = await _sha256(data) + repr(film or "").encode()
             media = self._cache.get(key)
             if media is None:
-                media = await self._decode_in_worker(data)
+                media = await self._decode_in_worker(data, film)
                 media.pixels.flags.writeable = False  # shared by all requests that send it
                 self._cache.put(key, media)
             return media
 
-    async def _decode_in_worker(self, data: bytes) -> DecodedMedia:
+    async def _decode_in_worker(self, data: bytes, film: FilmOptions | None) -> DecodedMedia:
         for _ in range(_NUM_TRIES):
             if self._is_closed:
                 raise Draining(
@@ -90,19 +101,21 @@ class MediaPool:
                 )
             processes = self._processes
             try:
-                return await self._run(processes, data)
+                return await self._run(processes, data, film)
             except TimeoutError:
-                raise self._too_slow() from None
+                raise self._too_slow(film) from None
             except ProcessExpired:
-                raise _crashed() from None
+                raise _crashed(film) from None
             except RuntimeError:  # a worker died between pictures: pebble gives up its whole pool
                 await self._replace(processes)
         raise EngineFailure("The picture decoder does not start.", code="decoder_unavailable")
 
-    async def _run(self, processes: ProcessPool, data: bytes) -> DecodedMedia:
+    async def _run(
+        self, processes: ProcessPool, data: bytes, film: FilmOptions | None
+    ) -> DecodedMedia:
         future: Future[DecodedMedia] = processes.schedule(
-            decode_picture,
-            args=(data, self._transform, self.limits),
+            decode_film if film else decode_picture,
+            args=(data, self._transform, self.limits, *([film] if film else [])),
             timeout=self.limits.decode_timeout_s,
         )
         self._under_way.add(future)
@@ -136,16 +149,18 @@ class MediaPool:
             context=BareSpawnContext(),
         )
 
-    def _too_slow(self) -> TooLarge:
+    def _too_slow(self, film: FilmOptions | None) -> TooLarge:
+        noun, limit = "film" if film else "picture", self.limits.decode_timeout_s
         message = (
-            f"The picture took longer than {self.limits.decode_timeout_s:g} s to decode. "
-            "Scale it down, or save it as a plain JPEG or PNG."
+            f"The {noun} took longer than {limit:g} s to decode. "
+            f"Scale it down, or {_ADVICE[bool(film)]}."
         )
         return TooLarge(message, code="decode_timeout")
 
 
-def _crashed() -> BadRequest:
-    message = "The picture crashed its decoder. Save it again as a plain JPEG or PNG."
+def _crashed(film: FilmOptions | None) -> BadRequest:
+    noun = "film" if film else "picture"
+    message = f"The {noun} crashed its decoder: {_ADVICE[bool(film)]}."
     return BadRequest(message, code="decoder_crashed")
 
 

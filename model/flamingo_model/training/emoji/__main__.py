@@ -28,12 +28,12 @@ from ...flamingo import Flamingo
 from .contrastive import train_vision
 from .documents import WORDNET, Encoder, glosses, train_tokenizer
 from .language import train_language
-from .multimodal import (
+from .multimodal import train_multimodal
+from .pictures import (
     NUM_COUNT_SCENES,
     NUM_TEST_COUNT_SCENES,
     Pool,
     held_out_scenes,
-    train_multimodal,
     training_scenes,
 )
 from .world import FONT, SCENE_SIZE, Sprites, load_sprites
@@ -67,7 +67,7 @@ def emoji_config() -> FlamingoConfig:
 def stage(module: nn.Module, path: Path, train: Callable[[], nn.Module]) -> None:
     """Loads what an earlier run left, or trains and leaves it."""
     if not path.exists():
-        save_file(train().state_dict(), path)
+        save_file({k: v.contiguous() for k, v in train().state_dict().items()}, path)
     module.load_state_dict(load_file(path))
 
 

@@ -1,196 +1,31 @@
 """Stage 3, Flamingo: vision tower and language model frozen, resampler and cross-attention learn.
 
-The frozen tower's features are computed once, into a pool. Made-up words are learned only where
-an earlier example has shown them, so that the only way to win is to look and to compare.
+Made-up words are learned only where an earlier example has shown them, so that the only way to
+win is to look and to compare.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.progress import track
 from torch import Tensor, nn
 
 from ...attention import DenseCrossAttention, DenseSelfAttention
-from ...cross_attention import media_mask, visible_media
+from ...cross_attention import media_mask
 from ...flamingo import Flamingo
 from ..log import StageLog, warmup_cosine
-from .contrastive import normalise
-from .documents import (
-    BINDING_TEMPLATES,
-    COLOUR_TEMPLATES,
-    COUNT_TEMPLATES,
-    Encoder,
-    Example,
-    Tokens,
-    caption,
-    colour_answer,
-    count_answer,
-    episode_labels,
-    in_context_weights,
-    made_up_words,
-)
-from .world import COLOUR_NAMES, COUNTS, Scene, Sprites, random_scene, render_scene
+from .documents import Encoder, Example, Tokens
+from .pictures import PictureBatch, PictureWorld, Pool
+from .world import COLOUR_NAMES, COUNTS, Scene, Sprites
 
 KINDS = ("binding", "colour", "count", "caption")
 PER_STEP = (20, 12, 16, 4)
 KIND_WEIGHTS = (1.0, 1.0, 1.0, 0.2)
 PAIRS_PER_WARM_STEP = 64
-VIEWS_PER_SPRITE = 16
-NUM_COUNT_SCENES = 16_000
-NUM_TEST_COUNT_SCENES = 800
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Scenes with the frozen tower's features, [N, S, dim] bfloat16."""
-
-    scenes: list[Scene]
-    features: Tensor
-    views: dict[int, list[int]]  # sprite → its single pictures
-    num_count_scenes: int  # the last scenes, which have all counts alike
-
-    @classmethod
-    def build(
-        cls,
-        scenes: list[Scene],
-        num_count_scenes: int,
-        model: Flamingo,
-        sprites: Sprites,
-        rng: np.random.Generator,
-    ) -> Pool:
-        views: dict[int, list[int]] = {}
-        for index, scene in enumerate(scenes):
-            if scene.count == 1:
-                views.setdefault(scene.sprite, []).append(index)
-        parts = []
-        for start in track(range(0, len(scenes), 128), description="features"):
-            drawn = [render_scene(s, sprites, rng) for s in scenes[start : start + 128]]
-            parts.append(encode(model, np.stack(drawn)))
-        return cls(scenes, torch.cat(parts), views, num_count_scenes)
-
-
-@torch.no_grad()
-def encode(model: Flamingo, pixels: np.ndarray) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
-        features: Tensor = model.vision(normalise(pixels, model.config.vision))
-    return features.bfloat16()
-
-
-def training_scenes(sprites: Sprites, rng: np.random.Generator) -> list[Scene]:
-    singles = [
-        random_scene(sprite, rng, recolour=0.2)
-        for sprite in sprites.training()
-        for _ in range(VIEWS_PER_SPRITE)
-    ]
-    drawn = rng.choice(sprites.training(), NUM_COUNT_SCENES)
-    counts = rng.integers(1, len(COUNTS) + 1, NUM_COUNT_SCENES)
-    return singles + [random_scene(int(s), rng, int(c)) for s, c in zip(drawn, counts, strict=True)]
-
-
-def held_out_scenes(sprites: Sprites, rng: np.random.Generator) -> list[Scene]:
-    """The same of emoji that no stage has seen."""
-    singles = [random_scene(sprite, rng) for sprite in sprites.test() for _ in range(6)]
-    drawn = rng.choice(sprites.test(), NUM_TEST_COUNT_SCENES)
-    counts = rng.integers(1, len(COUNTS) + 1, NUM_TEST_COUNT_SCENES)
-    return singles + [random_scene(int(s), rng, int(c)) for s, c in zip(drawn, counts, strict=True)]
-
-
-class PictureWorld:
-    """Draws documents with pictures from a pool."""
-
-    def __init__(
-        self,
-        pool: Pool,
-        sprites: Sprites,
-        encoder: Encoder,
-        rng: np.random.Generator,
-        held_out_words: bool = False,
-    ) -> None:
-        self.pool, self.sprites, self.encoder, self.rng = pool, sprites, encoder, rng
-        self.held_out_words = held_out_words
-        self.classes = list(pool.views)
-
-    def document(self, kind: int, progress: float = 1.0) -> Tokens:
-        drawn = (self.binding, self.colour, self.count, self.caption)[kind](progress)
-        return self.encoder.examples(drawn, kind, background=0.0)
-
-    def binding(self, progress: float) -> list[Example]:
-        most = 2 if progress < 0.3 or self.rng.random() < 0.6 else 5
-        num_ways = int(self.rng.integers(2, most + 1))
-        return self.episode(num_ways, num_ways + int(self.rng.integers(1, 4)))
-
-    def episode(self, num_ways: int, num_examples: int) -> list[Example]:
-        """Every class once, then classes again; made-up words name them."""
-        order = episode_labels(num_ways, num_examples, self.rng)
-        classes = self.rng.choice(self.classes, num_ways, replace=False)
-        words = made_up_words(num_ways, self.rng, self.held_out_words)
-        prompt, answer = BINDING_TEMPLATES[self.rng.integers(len(BINDING_TEMPLATES))]
-        return [
-            Example(prompt, answer.format(words[c]), w, int(self.rng.choice(self.pool.views[s])))
-            for c, w in zip(order, in_context_weights(order), strict=True)
-            for s in (int(classes[c]),)
-        ]
-
-    def colour(self, progress: float) -> list[Example]:
-        return self.questions(COLOUR_TEMPLATES, colour_answer, len(self.pool.scenes))
-
-    def count(self, progress: float) -> list[Example]:
-        return self.questions(COUNT_TEMPLATES, count_answer, self.pool.num_count_scenes)
-
-    def questions(
-        self,
-        templates: tuple[tuple[str, str], ...],
-        answer_of: Callable[[Scene], str],
-        among_last: int,
-    ) -> list[Example]:
-        """One or two pictures, each asked about by itself."""
-        examples = []
-        for _ in range(self.rng.integers(1, 3)):
-            index = len(self.pool.scenes) - 1 - int(self.rng.integers(among_last))
-            prompt, answer = templates[self.rng.integers(len(templates))]
-            said = answer_of(self.pool.scenes[index])
-            examples.append(Example(prompt, answer.format(said), picture=index))
-        return examples
-
-    def caption(self, progress: float) -> list[Example]:
-        index = int(self.rng.integers(len(self.pool.scenes)))
-        return [Example("Output:", caption(self.pool.scenes[index], self.sprites), picture=index)]
-
-
-@dataclass(frozen=True)
-class PictureBatch:
-    """Padded rows [B, T] with the pool numbers of their pictures [B, M]."""
-
-    ids: Tensor
-    weights: Tensor
-    kinds: Tensor
-    media_index: Tensor
-    pictures: Tensor
-
-    @classmethod
-    def collate(cls, documents: list[Tokens], image_token_id: int) -> PictureBatch:
-        length = max(len(d.ids) for d in documents)
-        num_media = max(len(d.pictures) for d in documents)
-
-        def padded(rows: Iterable[Iterable[float]], fill: float, size: int) -> Tensor:
-            filled = [[*row] + [fill] * (size - len([*row])) for row in rows]
-            return torch.tensor(filled)
-
-        return cls(
-            ids=padded((d.ids for d in documents), 0, length),
-            weights=padded((d.weights for d in documents), 0.0, length),
-            kinds=torch.tensor([d.kind for d in documents]),
-            media_index=padded(
-                (visible_media(d.ids, image_token_id) for d in documents), -1, length
-            ),
-            pictures=padded((d.pictures for d in documents), 0, num_media),
-        )
 
 
 class Probes(nn.Module):
@@ -232,15 +67,18 @@ def same_emoji_loss(identity: Tensor, sprites: Tensor, scale: float = 12.0) -> T
 def initialise(model: Flamingo, gate: float = 0.5) -> None:
     """An exact identity at the start that learns at once: gates open, output projections zero."""
     for block in model.blocks():
-        nn.init.constant_(block.attention_gate, gate)
-        nn.init.constant_(block.feed_forward_gate, gate)
+        for parameter in (block.attention_gate, block.feed_forward_gate):
+            if parameter is not None:
+                nn.init.constant_(parameter, gate)
         nn.init.zeros_(block.to_out.weight)
-        nn.init.zeros_(block.feed_forward.down.weight)
+        if block.feed_forward is not None:
+            nn.init.zeros_(block.feed_forward.down.weight)
 
 
 def forward(model: Flamingo, batch: PictureBatch, latents: Tensor) -> Tensor:
     """`latents` [B, M, R, dim] of the batch's pictures → final hidden states [B, T, dim]."""
-    mask = media_mask(batch.media_index, latents.shape[1])
+    sees_all = model.config.cross_attention.sees_all_media
+    mask = media_mask(batch.media_index, latents.shape[1], sees_all)
     positions = torch.arange(batch.ids.shape[1]).expand_as(batch.ids)
     hidden: Tensor = model(
         batch.ids,
