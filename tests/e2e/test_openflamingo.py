@@ -1,27 +1,75 @@
-"""An OpenFlamingo checkpoint over HTTP: the tokens that the reference chose, from the pictures."""
+"""An OpenFlamingo checkpoint over HTTP: picture files in, the tokens the reference chose out."""
 
-import io
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
-from PIL import Image
 from pydantic import ValidationError
 
+from e2e.calls import ask, image, text
 from flamingo_server.config import Settings
 from golden_sets import GOLDEN, GoldenSet, Row
 
-from .calls import ask, image, text
-from .conftest import Serve
-
 CASES = ["zero_shot", "zero_shot_eval", "two_shot", "four_shot", "text_before", "consecutive"]
 CASES += ["text_only"]
-SET = GoldenSet(GOLDEN / "of_opt_x1")
-PARTS: dict[str, Any] = {
-    "lm": str(SET.folder / "lm"),
-    "vision": str(GOLDEN / "of_clip_vit" / "hf"),
-    "cross_attention_interval": 1,
-}
+PICTURES = GOLDEN / "preprocess" / "images"
+INTERVALS = {"of_opt_x1": 1, "of_mpt_x2": 2, "of_neox_x2": 2}
+
+
+def settings(name: str) -> dict[str, Any]:
+    return {
+        "family": "openflamingo",
+        "model": GOLDEN / name / "checkpoint.pt",
+        "lm": str(GOLDEN / name / "lm"),
+        "vision": str(GOLDEN / "of_clip_vit" / "hf"),
+        "cross_attention_interval": INTERVALS[name],
+    }
+
+
+@pytest.fixture(scope="module", params=INTERVALS)
+def served(request: pytest.FixtureRequest, serve: Any) -> Iterator[tuple[GoldenSet, httpx.Client]]:
+    with serve(**settings(request.param)) as url:
+        with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
+            yield GoldenSet(GOLDEN / request.param), client
+
+
+def prompt(row: Row) -> list[dict[str, Any]]:
+    """The reference writes `<image>` into the text where a picture stands."""
+    first, *rest = row.text.split("<image>")
+    parts = [text(first, special_tokens=True)] if first else []
+    for name, piece in zip(row.images, rest, strict=True):
+        parts.append(image((PICTURES / f"{name}.png").read_bytes()))
+        parts += [text(piece, special_tokens=True)] if piece else []
+    return parts
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_greedy_answers_are_the_references(
+    served: tuple[GoldenSet, httpx.Client], case: str
+) -> None:
+    golden, client = served
+    (row,) = golden.rows(case)
+    answer = ask(client, *prompt(row), max_tokens=12)
+    end = golden.meta["eoc_token_id"]
+    (choice,) = answer["choices"]
+    assert [i for i in choice["token_ids"] if i != end] == [i for i in row.new_ids if i != end]
+    assert choice["finish_reason"] == ("stop" if end in row.new_ids else "length")
+    assert answer["usage"]["prompt_tokens"] == len(row.ids)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"lm": None, "vision": None}, "openflamingo needs lm, vision"),
+        ({"cross_attention_interval": None}, "openflamingo needs cross_attention_interval"),
+        ({"family": "native"}, "native has no use for lm, vision, cross_attention_interval"),
+        ({"family": "openflamenco"}, "'openflamenco' is not known; known: native, openflamingo"),
+        ({"cross_attention_interval": 0}, "greater than 0"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_named(change: dict[str, Any], said: str) -> None:
+    values = settings("of_opt_x1") | {"model": "checkpoint.pt"} | change
+    with pytest.raises(ValidationError) as caught:
+        Settings(**{name: value for name, value in values.items() if value is not None})
+    assert said in str(caught.value)

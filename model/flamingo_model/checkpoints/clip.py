@@ -150,7 +150,13 @@ def from_open_clip(name: str, tensor: Tensor) -> dict[str, Tensor]:
 
 def clip_config(**shape: Any) -> VisionConfig:
     return VisionConfig(
-        kind="clip", widths=(), blocks=(), transform="clip", mean=OPENAI_MEAN, std=OPENAI_STD, **shape
+        kind="clip",
+        widths=(),
+        blocks=(),
+        transform="clip",
+        mean=OPENAI_MEAN,
+        std=OPENAI_STD,
+        **shape,
     )
 
 
