@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from flamingo_model.checkpoints.clip import read_clip
+from flamingo_model.checkpoints.clip import hf_config, read_clip
 from flamingo_model.checkpoints.weights import CheckpointError
 from flamingo_model.config import VisionConfig
 from flamingo_model.vision import build_vision
@@ -68,9 +70,6 @@ def test_silence_of_a_config_means_what_it_means_to_transformers(tmp_path: Path)
 
     path, theirs = tmp_path / "config.json", CLIPVisionConfig()
     path.write_text(json.dumps({"model_type": "clip_vision_model"}))
-    (tmp_path / "model.safetensors").touch()
-    from flamingo_model.checkpoints.clip import hf_config
-
     found = hf_config(tmp_path)
     assert (found.dim, found.patch_size, found.image_size) == (
         theirs.hidden_size,
@@ -95,6 +94,13 @@ def test_open_clip_says_which_gelu(tmp_path: Path) -> None:
     (path,) = tmp_path.glob("ViT-*.json")
     edit(path, lambda v: v | {"quick_gelu": False})
     assert read_clip(tmp_path)[0].activation == "gelu"
+
+
+def test_an_open_clip_tower_of_another_make_is_refused(tmp_path: Path) -> None:
+    copied("open_clip", tmp_path)
+    (path,) = tmp_path.glob("ViT-*.json")
+    edit(path, lambda v: v | {"vision_cfg": v["vision_cfg"] | {"timm_model_name": "vit"}})
+    refused(tmp_path, "vision_cfg asks for ['timm_model_name']")
 
 
 def test_the_hubs_open_clip_config_is_read(tmp_path: Path) -> None:
@@ -144,10 +150,24 @@ def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
     refused(tmp_path, "config.json")
     copied("open_clip", tmp_path)
     next(tmp_path.glob("ViT-*.json")).unlink()
-    refused(tmp_path, str(tmp_path))
+    refused(tmp_path, "open_clip weights need one open_clip_config.json or ViT-….json")
 
 
 def test_pixels_of_another_size_are_refused_by_the_tower() -> None:
     tower = build_vision(read_clip(CLIP / "hf")[0])
     with pytest.raises(ValueError, match="doesn't match"):
         tower(torch.zeros(1, 3, 40, 40))
+
+
+def test_only_a_clip_tower_needs_transformers() -> None:
+    """It takes seconds to import, and most installations do without."""
+    program = (
+        "import sys; sys.modules['transformers'] = None\n"
+        "from flamingo_model.checkpoints.native import EMBEDDED, load_native\n"
+        "from flamingo_model.config import VisionConfig\n"
+        "from flamingo_model.vision import build_vision\n"
+        "load_native(EMBEDDED)\n"
+        "build_vision(VisionConfig(32, 48, 'clip'))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "ImportError: a CLIP tower needs transformers: flamingo-server[clip]" in ran.stderr

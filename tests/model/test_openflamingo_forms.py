@@ -12,9 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from flamingo_model.checkpoints.language_models import MPT
 from flamingo_model.checkpoints.native import load_native, save_native
-from flamingo_model.checkpoints.openflamingo import load_openflamingo
+from flamingo_model.checkpoints.openflamingo import (
+    Trained,
+    flamingo_config,
+    load_openflamingo,
+    must_have,
+)
 from flamingo_model.checkpoints.weights import CheckpointError
+from flamingo_model.config import DecoderConfig, SpecialTokens, VisionConfig
 from flamingo_model.flamingo import Flamingo
 from golden_sets import GOLDEN
 
@@ -261,3 +268,20 @@ def test_it_may_be_saved_as_a_native_checkpoint(tmp_path: Path, expected: Weight
 def test_a_checkpoint_is_named_after_its_folder(tmp_path: Path, released: Weights) -> None:
     (tmp_path / "OpenFlamingo-tiny").mkdir()
     assert load(saved(tmp_path / "OpenFlamingo-tiny", released)).config.name == "OpenFlamingo-tiny"
+
+
+@pytest.mark.parametrize(
+    ("dim", "num_layers", "interval", "size"),
+    [(2048, 24, 1, 1_046_992_944), (4096, 32, 4, 1_384_781_840)],
+    ids=["3B", "9B"],
+)
+def test_the_released_files_have_as_many_numbers_as_we_ask_for(
+    dim: int, num_layers: int, interval: int, size: int
+) -> None:
+    """4.19 and 5.54 GB of float32: resampler, blocks and the embedding of 50,280 tokens."""
+    vision = VisionConfig(224, 1024, "clip", widths=(), blocks=())
+    decoder = DecoderConfig(50280, dim, num_layers, 16, dim // 16, 4 * dim, 2048)
+    config = flamingo_config("released", vision, decoder, interval, SpecialTokens())
+    trained = Trained(config, MPT)
+    asked = (t.numel() for name, t in trained.expected.items() if must_have(name))
+    assert sum(asked) == size

@@ -98,6 +98,22 @@ def test_what_the_tokenizer_puts_around_a_text_is_left_out() -> None:
     assert renderer.render(parts) == RENDERER.render(parts)
 
 
+def test_a_prompt_begins_as_the_language_model_wants_it() -> None:
+    """Once, whatever comes first; and nothing else is a beginning."""
+    renderer = PromptRenderer(tiny_tokenizer(), SpecialTokens(begin="<|endoftext|>"))
+    for parts in ([TextPart("a"), MediaPart()], [MediaPart(), TextPart("a")]):
+        plain, begun = RENDERER.render(parts), renderer.render(parts)
+        assert begun.token_ids == [0, *plain.token_ids]
+        assert begun.media_index == [-1, *plain.media_index]
+    with pytest.raises(PromptError, match="the prompt is empty"):
+        renderer.render([])
+
+
+def test_a_tokenizer_without_the_beginning_is_refused() -> None:
+    with pytest.raises(ValueError, match="lacks the special token <s>"):
+        PromptRenderer(tiny_tokenizer(), SpecialTokens(begin="<s>"))
+
+
 def test_rendering_leaves_the_tokenizer_as_it_was() -> None:
     tokenizer = tiny_tokenizer()
     PromptRenderer(tokenizer, SpecialTokens()).render([TextPart("<image>")])

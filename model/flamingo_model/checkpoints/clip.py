@@ -28,6 +28,7 @@ HARMLESS = (
     r"vision_model\.embeddings\.position_ids",
 )
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+OPEN_CLIP_SHAPE = {"image_size", "width", "patch_size", "layers", "head_width", "mlp_ratio"}
 OPEN_CLIP_HARMLESS = (
     r"(transformer|token_embedding|ln_final)\..+",
     r"positional_embedding|text_projection|logit_scale|attn_mask",
@@ -104,10 +105,14 @@ def hf_weights(folder: Path) -> tuple[dict[str, Tensor], set[str]]:
 
 def open_clip_config(folder: Path) -> VisionConfig:
     """From the hub's `open_clip_config.json`, or the library's own `ViT-….json`."""
-    path = next(iter([*folder.glob("open_clip_config.json"), *sorted(folder.glob("ViT-*.json"))]))
-    values = json.loads(path.read_text(encoding="utf-8"))
+    paths = [*folder.glob("open_clip_config.json"), *folder.glob("ViT-*.json")]
+    if len(paths) != 1:
+        raise ValueError("open_clip weights need one open_clip_config.json or ViT-….json")
+    values = json.loads(paths[0].read_text(encoding="utf-8"))
     values = values.get("model_cfg", values)
     vision = values["vision_cfg"]
+    if unknown := sorted(vision.keys() - OPEN_CLIP_SHAPE):
+        raise ValueError(f"vision_cfg asks for {unknown}; supported are {sorted(OPEN_CLIP_SHAPE)}")
     return clip_config(
         image_size=vision["image_size"],
         dim=vision["width"],
