@@ -26,7 +26,7 @@ from ..config import (
     VisionConfig,
 )
 from ..flamingo import Flamingo
-from .clip import read_clip
+from .clip import OPEN_CLIP_HARMLESS, from_open_clip, is_any, read_clip
 from .key_map import KeyMap, Translation
 from .language_models import decoder_config, decoder_weights, family
 from .weights import CheckpointError, as_tensors, complain, mismatches, read_folder, read_torch
@@ -218,35 +218,50 @@ class Trained:
         with torch.device("meta"):
             self.expected = Flamingo(config).state_dict()
         self.names = dict(self.own_names())
-        self.conflicts = set[str]()
+        self.theirs = {ours: name for name, ours in self.names.items()}
+        self.sources = dict[str, str]()
+        self.conflicts, self.leftover = set[str](), set[str]()
 
     def read(self, checkpoint: Path) -> Weights:
         theirs = self.one_of_each(read_state(checkpoint))
-        added = {self.names[k]: shaped(k, v) for k, v in theirs.items() if k in self.names}
-        language = self.language({k: v for k, v in theirs.items() if k not in self.names})
-        ours = added | {f"decoder.{k}": v for k, v in language.ours.items()}
         time = self.expected["resampler.time_embeddings"]
-        ours["resampler.time_embeddings"] = torch.zeros(time.shape)  # none, and in no file
+        ours = {"resampler.time_embeddings": torch.zeros(time.shape)}  # none, and in no file
+        rest: Weights = {}
+        for name, tensor in theirs.items():
+            if name in self.names:
+                ours[self.names[name]] = shaped(name, tensor)
+            elif name.startswith("vision_encoder."):
+                ours |= self.vision(name, tensor)
+            else:
+                rest[name.removeprefix("lang_encoder.")] = tensor
+        language = self.keys.translate(rest, self.config.decoder)
+        ours |= {f"decoder.{k}": v for k, v in language.ours.items()}
         interval = self.config.cross_attention.interval
         where = f"the language model with cross-attention every {interval} layers"
         complain(str(checkpoint), self.problems(ours, language), where)
         return ours
 
-    def language(self, theirs: Weights) -> Translation:
-        """Embeddings at least; a dump of the whole model holds its layers too."""
-        plain = {k.removeprefix("lang_encoder."): v for k, v in theirs.items()}
-        return self.keys.translate(plain, self.config.decoder)
+    def vision(self, name: str, tensor: Tensor) -> Weights:
+        """Only a dump of the whole model has it, as open_clip names it."""
+        plain = name.removeprefix("vision_encoder.")
+        if is_any(f"visual.{plain}", OPEN_CLIP_HARMLESS):
+            return {}
+        found = {f"vision.{k}": v for k, v in from_open_clip(plain, tensor).items()}
+        if not found:
+            self.leftover.add(name)
+        return found
 
     def problems(self, ours: Weights, language: Translation) -> dict[str, set[str]]:
+        """With the names of the file, wherever it has one."""
         wanted = {k: v for k, v in self.expected.items() if k in ours or must_have(k)}
-        wrong = mismatches(ours, wanted)
-        told = language.problems()
-        return {
-            "missing": set(map(self.their_name, wrong["missing"])),
-            "leftover": set(map(self.their_name, wrong["leftover"])) | told["leftover"],
-            "wrongly shaped": wrong["wrongly shaped"] | told["wrongly shaped"],
-            "one tensor with two values": self.conflicts | language.conflicts,
-        }
+        wrong = mismatches(
+            {self.their_name(k): v for k, v in ours.items()},
+            {self.their_name(k): v for k, v in wanted.items()},
+        )
+        wrong["leftover"] |= self.leftover | {self.source(name) for name in language.leftover}
+        wrong["wrongly shaped"] |= language.misfits
+        wrong["one tensor with two values"] = self.conflicts | language.conflicts
+        return wrong
 
     def own_names(self) -> Iterator[tuple[str, str]]:
         """Theirs → ours, of all that OpenFlamingo added to the language model."""
@@ -277,12 +292,12 @@ class Trained:
 
     def one_of_each(self, theirs: Mapping[str, Tensor]) -> Weights:
         """A live model reaches a tensor by up to three names; copies must agree."""
-        found, sources = dict[str, Tensor](), dict[str, str]()
+        found: Weights = {}
         for name, tensor in theirs.items():
             short = self.short(name)
             if short in found and not torch.equal(found[short], tensor):
-                self.conflicts.add(f"{sources[short]} and {name}")
-            found[short], sources[short] = tensor, name
+                self.conflicts.add(f"{self.sources[short]} and {name}")
+            found[short], self.sources[short] = tensor, name
         return found
 
     def short(self, name: str) -> str:
@@ -294,10 +309,13 @@ class Trained:
         return name.replace(".decoder_layer.", ".", 1)
 
     def their_name(self, ours: str) -> str:
-        for theirs, name in self.names.items():
-            if name == ours:
-                return theirs
-        return f"lang_encoder.{self.keys.their_name(ours.removeprefix('decoder.'))}"
+        if ours in self.theirs:
+            return self.theirs[ours]
+        room, _, name = ours.partition(".")
+        return f"lang_encoder.{self.keys.their_name(name)}" if room == "decoder" else ours
+
+    def source(self, plain: str) -> str:
+        return self.sources.get(f"lang_encoder.{plain}") or self.sources[plain]
 
 
 def shaped(name: str, tensor: Tensor) -> Tensor:
