@@ -18,7 +18,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="FLAMINGO_", frozen=True, extra="forbid")
 
-    model: str = Field("embedded", description="checkpoint folder, or 'embedded' for the small one")
+    model: str = Field(
+        "embedded",
+        description="checkpoint folder, name of a published one, or 'embedded' for the small one",
+    )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -28,6 +31,16 @@ class Settings(BaseSettings):
         "auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="cpu, cuda, cuda:N, or auto: cuda where there is one",
+    )
+    dtype: str = Field(
+        "auto",
+        pattern="^(auto|float32|bfloat16|float16)$",
+        description="type of the weights; auto: float32 on a CPU, bfloat16 on CUDA",
+    )
+    quantize: str = Field(
+        "none",
+        pattern="^(none|int8|nf4)$",
+        description="bits of the language model's layers: none, int8 or nf4",
     )
     threads: int = Field(0, ge=0, description="CPU threads for the model; 0: one per core")
     max_body_bytes: int = Field(32 * MIB, gt=0, description="largest request body")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from pathlib import Path
 from typing import Literal
 
 import torch
 from tokenizers import Tokenizer
 
-from flamingo_model.checkpoints.native import EMBEDDED, load_native
+from flamingo_model.checkpoints.checkpoint import pick_dtype
+from flamingo_model.checkpoints.folder import open_folder
+from flamingo_model.checkpoints.published import resolve
+from flamingo_model.flamingo import Flamingo
 from flamingo_model.prompt import PromptRenderer
 
 from .config import Settings
@@ -54,11 +56,9 @@ class Service:
             raise Draining(f"the server is {self.status}: try again in a moment", code=self.status)
 
     def load(self) -> None:
-        """Reads the checkpoint and starts the engine; raises CheckpointError."""
+        """Reads the checkpoint and starts the engine; raises CheckpointError, QuantizeError."""
         torch.set_num_threads(self.settings.threads or os.cpu_count() or 1)
-        embedded = self.settings.model == "embedded"
-        folder = EMBEDDED if embedded else Path(self.settings.model)
-        model, self.tokenizer = load_native(folder, self.device())
+        model, self.tokenizer = self.load_model()
         config = model.config
         transform = config.vision.pixel_transform()
         limit = min(self.settings.max_tokens, config.decoder.max_positions)
@@ -77,6 +77,13 @@ class Service:
         self.engine.start()
         self.model_name = config.name
         self.is_loaded = True
+
+    def load_model(self) -> tuple[Flamingo, Tokenizer]:
+        settings, device = self.settings, self.device()
+        checkpoint = open_folder(resolve(settings.model))
+        quantize = None if settings.quantize == "none" else settings.quantize
+        model = checkpoint.load(device, pick_dtype(settings.dtype, device), quantize)
+        return model, checkpoint.tokenizer
 
     def device(self) -> str:
         if self.settings.device != "auto":
