@@ -5,18 +5,29 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
-from flamingo_model.checkpoints.native import save_native
+from flamingo_model.checkpoints.native import load_native, open_native, save_native
+from flamingo_model.checkpoints.writing import write_folder
 from flamingo_model.config import FlamingoConfig
 from flamingo_model.flamingo import Flamingo
 from tiny import tiny_config, tiny_tokenizer
 
 MIB = 2**20
 UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+
+
+def load(folder: Path) -> object:
+    return load_native(folder)
+
+
+def convert(folder: Path) -> None:
+    target = folder.parent / f"{folder.name}-converted"
+    write_folder(open_native(folder), target, torch.bfloat16, shard_bytes=100 * MIB)
 
 
 def peak_of(work: Callable[[Path], object], folder: Path) -> int:
@@ -51,10 +62,8 @@ def peak() -> int:
 
 def save_pair(folder: Path, dtype: torch.dtype) -> int:
     """A small checkpoint and a large one of many layers; the large one's bytes in float32."""
-    from dataclasses import replace
-
     config = tiny_config()
-    layers = replace(config.decoder, num_layers=24, dim=512, ff_dim=1536, num_heads=32)
+    layers = replace(config.decoder, num_layers=16, dim=512, ff_dim=1536, num_heads=32)
     save(config, folder / "small", dtype)
     return save(replace(config, decoder=layers), folder / "large", dtype)
 

@@ -6,6 +6,7 @@ they are few, and what was trained on top of the frozen model is sensitive.
 
 from __future__ import annotations
 
+import logging
 from types import ModuleType
 from typing import Any
 
@@ -28,6 +29,8 @@ def library() -> ModuleType:
     except ImportError as error:
         message = "quantising needs bitsandbytes: pip install 'flamingo-server[quantize]'"
         raise QuantizeError(message) from error
+    # At every call of every layer it says that bfloat16 is cast to float16.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     return bitsandbytes
 
 
@@ -55,6 +58,8 @@ def empty_linear(modules: Any, linear: nn.Linear, kind: str, dtype: torch.dtype)
     four: nn.Module = modules.Linear4bit(
         *sizes, compute_dtype=dtype, quant_type="nf4", compress_statistics=True, device="meta"
     )
+    if linear.in_features % 64 or linear.out_features % 32:  # its fast CPU layout takes no others
+        setattr(four, "support_avx512bf16_for_cpu", False)  # noqa: B010
     return four
 
 
