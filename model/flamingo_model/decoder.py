@@ -26,6 +26,7 @@ made with the model's `reach`.
 BeforeLayer = Callable[[int, Tensor], Tensor]
 Branch = Callable[[Tensor], Tensor]
 
+# In lower precision torch itself takes a norm's statistics in float32, on CPU and CUDA.
 NORMS: dict[str, Callable[[int, DecoderConfig], nn.Module]] = {
     "rms": lambda dim, config: nn.RMSNorm(dim, eps=config.norm_eps),
     "layer": lambda dim, config: nn.LayerNorm(dim, eps=config.norm_eps, bias=config.norm_bias),
@@ -37,6 +38,9 @@ ACTIVATIONS: dict[str, Branch] = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
 }
+
+
+ROWS_AT_ONCE = 8192  # of a head that is widened to float32
 
 
 def norm(dim: int, config: DecoderConfig) -> nn.Module:
@@ -151,12 +155,24 @@ class Decoder(nn.Module):
         return out
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., dim] → [..., vocab_size]"""
+        """[..., dim] → [..., vocab_size], in float32 whatever the weights are."""
         hidden = self.project_out(hidden)
         if self.config.tie_embeddings:
-            return F.linear(hidden, self.embed.weight)
-        out: Tensor = self.head(hidden)
-        return out
+            return float32_linear(hidden, self.embed.weight)
+        return float32_linear(hidden, self.head.weight, self.head.bias)
+
+
+def float32_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A linear map whose sums are not rounded to the weights' type.
+
+    Rounded logits tie: between 16 and 32 bfloat16 has steps of 1/8. The weight is widened in parts,
+    so that no float32 copy of a whole head is made.
+    """
+    if weight.dtype == torch.float32:
+        return F.linear(x, weight, bias)
+    parts = [F.linear(x.float(), part.float()) for part in weight.split(ROWS_AT_ONCE)]
+    out = torch.cat(parts, dim=-1)
+    return out if bias is None else out + bias.float()
 
 
 def projection(source: int, target: int) -> nn.Module:

@@ -55,7 +55,8 @@ class ResamplerLayer(nn.Module):
         k, v = (self.split(x) for x in keys_values.chunk(2, dim=-1))
         q = self.split(self.to_q(latents))
         # Written out: the fused kernel is many times slower for so few queries on a CPU.
-        out = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1) @ v
+        scores = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).float()  # sums of many small terms
+        out = scores.softmax(-1).to(v.dtype) @ v
         merged: Tensor = self.to_out(out.transpose(1, 2).flatten(2))
         return merged
 

@@ -7,8 +7,11 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from flamingo_model.checkpoints.native import EMBEDDED, load_native
+from flamingo_model.checkpoints.checkpoint import pick_dtype
+from flamingo_model.checkpoints.folder import open_folder
 from flamingo_model.checkpoints.openflamingo import load_openflamingo
+from flamingo_model.checkpoints.published import resolve
+from flamingo_model.checkpoints.weights import CheckpointError
 from flamingo_model.flamingo import Flamingo
 
 from .config import Settings
@@ -17,19 +20,24 @@ Loaded = tuple[Flamingo, Tokenizer]
 
 
 def load_checkpoint(settings: Settings, device: str) -> Loaded:
-    """Raises CheckpointError."""
+    """Raises CheckpointError, QuantizeError."""
     return LOADERS[settings.family](settings, device)
 
 
 def native(settings: Settings, device: str) -> Loaded:
-    folder = EMBEDDED if settings.model == "embedded" else Path(settings.model)
-    return load_native(folder, device)
+    checkpoint = open_folder(resolve(settings.model))
+    quantize = None if settings.quantize == "none" else settings.quantize
+    model = checkpoint.load(device, pick_dtype(settings.dtype, device), quantize)
+    return model, checkpoint.tokenizer
 
 
 def openflamingo(settings: Settings, device: str) -> Loaded:
     lm, vision, interval = settings.lm, settings.vision, settings.cross_attention_interval
     assert lm and vision and interval, "Settings asks for them"
-    return load_openflamingo(Path(settings.model), Path(lm), Path(vision), interval, device)
+    if settings.quantize != "none":
+        raise CheckpointError("quantize works on native checkpoints only, not yet on openflamingo")
+    dtype = pick_dtype(settings.dtype, device)
+    return load_openflamingo(Path(settings.model), Path(lm), Path(vision), interval, device, dtype)
 
 
 LOADERS: dict[str, Callable[[Settings, str], Loaded]] = {

@@ -1,4 +1,4 @@
-"""The command line: `flamingo serve` and `flamingo generate`.
+"""The command line: `flamingo serve`, `generate`, `convert` and `models`.
 
 Imports of torch and the server stay inside the commands, so that `--help` answers at once.
 """
@@ -6,9 +6,11 @@ Imports of torch and the server stay inside the commands, so that `--help` answe
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from . import __version__
@@ -29,6 +31,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_serve(commands)
     add_generate(commands)
+    add_convert(commands)
+    add_models(commands)
     return parser
 
 
@@ -106,6 +110,74 @@ def generate(chosen: argparse.Namespace) -> None:
         print()
     except (FlamingoError, ValueError, OSError) as error:
         sys.exit(f"flamingo generate: {error}")
+
+
+def add_convert(commands: Any) -> None:
+    parser = commands.add_parser(
+        "convert",
+        help="write a checkpoint in the native format",
+        description="Reads and writes one tensor at a time, so that any size fits in memory.",
+    )
+    parser.set_defaults(run=convert)
+    parser.add_argument("source", metavar="SRC", help="a folder, or a name `flamingo models` lists")
+    parser.add_argument("target", metavar="DST", help="a folder that is empty or does not exist")
+    types = ("float32", "bfloat16", "float16")
+    parser.add_argument("--dtype", choices=types, default=None, help="default: as stored")
+    text = "largest file, such as 500MB (5GB)"
+    parser.add_argument("--shard-bytes", type=to_bytes, default=to_bytes("5GB"), help=text)
+    parser.add_argument("--force", action="store_true", help="replace what is in DST")
+
+
+def to_bytes(text: str) -> int:
+    """ "500MB" → 500,000,000"""
+    number = text.upper().removesuffix("B")
+    unit = {"K": 10**3, "M": 10**6, "G": 10**9}.get(number[-1:])
+    size = int(float(number[:-1]) * unit) if unit else int(number)
+    if size < 1:
+        raise ValueError("at least 1 byte")
+    return size
+
+
+def convert(chosen: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from flamingo_model.checkpoints.checkpoint import DTYPES
+    from flamingo_model.checkpoints.folder import open_folder
+    from flamingo_model.checkpoints.published import resolve
+    from flamingo_model.checkpoints.weights import CheckpointError
+    from flamingo_model.checkpoints.writing import target_layout, write_folder
+
+    from .progress import bytes_bar
+
+    target, dtype = Path(chosen.target), DTYPES.get(chosen.dtype)
+    try:
+        if not chosen.force and target.is_dir() and any(target.iterdir()):
+            raise CheckpointError(f"{target} is not empty: --force replaces the checkpoint in it")
+        checkpoint = open_folder(resolve(chosen.source))
+        checkpoint.empty()  # a checkpoint that would not load is not worth writing
+        total = sum(tensor.nbytes for tensor in target_layout(checkpoint, dtype).values())
+        with bytes_bar(f"{checkpoint.config.name} → {target}", total) as advance:
+            write_folder(checkpoint, target, dtype, chosen.shard_bytes, advance)
+    except (CheckpointError, OSError) as error:
+        sys.exit(f"flamingo convert: {' '.join(str(error).split())}")
+
+
+def add_models(commands: Any) -> None:
+    parser = commands.add_parser("models", help="list the published checkpoints")
+    parser.set_defaults(run=models)
+    parser.add_argument("--json", action="store_true", help="the same for programs")
+
+
+def models(chosen: argparse.Namespace) -> None:
+    from flamingo_model.checkpoints.published import PUBLISHED
+
+    if chosen.json:
+        rows = [asdict(model) | {"can_load": model.can_load} for model in PUBLISHED]
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    from .progress import print_models
+
+    print_models(PUBLISHED)
 
 
 if __name__ == "__main__":

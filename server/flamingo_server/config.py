@@ -23,7 +23,7 @@ class Settings(BaseSettings):
 
     model: str = Field(
         "embedded",
-        description="checkpoint: folder or, of openflamingo, file; 'embedded': the small one",
+        description="checkpoint: folder, published name, openflamingo's file, or 'embedded'",
     )
     lm: str | None = Field(None, description="openflamingo: folder of the language model")
     vision: str | None = Field(None, description="openflamingo: folder of the CLIP model")
@@ -44,6 +44,16 @@ class Settings(BaseSettings):
         "auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="cpu, cuda, cuda:N, or auto: cuda where there is one",
+    )
+    dtype: str = Field(
+        "auto",
+        pattern="^(auto|float32|bfloat16|float16)$",
+        description="type of the weights; auto: float32 on a CPU, bfloat16 on CUDA",
+    )
+    quantize: str = Field(
+        "none",
+        pattern="^(none|int8|nf4)$",
+        description="bits of the language model's layers: none, int8 or nf4",
     )
     threads: int = Field(0, ge=0, description="CPU threads for the model; 0: one per core")
     max_body_bytes: int = Field(32 * MIB, gt=0, description="largest request body")

@@ -70,5 +70,5 @@ def run_server(settings: Settings) -> int:
     server.run()
     if server.has_failed:
         error = server.service.load_error or "the engine stopped: see the log"
-        print(f"flamingo serve: {error}", file=sys.stderr, flush=True)
+        print(f"flamingo serve: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     return int(server.has_failed)

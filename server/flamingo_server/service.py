@@ -53,7 +53,7 @@ class Service:
             raise Draining(f"the server is {self.status}: try again in a moment", code=self.status)
 
     def load(self) -> None:
-        """Reads the checkpoint and starts the engine; raises CheckpointError."""
+        """Reads the checkpoint and starts the engine; raises CheckpointError, QuantizeError."""
         torch.set_num_threads(self.settings.threads or os.cpu_count() or 1)
         model, self.tokenizer = load_checkpoint(self.settings, self.device())
         config = model.config

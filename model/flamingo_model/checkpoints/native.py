@@ -1,49 +1,59 @@
-"""The native checkpoint: a folder with `config.json`, `model.safetensors`, `tokenizer.json`."""
+"""The native checkpoint: a folder with `config.json`, `tokenizer.json` and `model.safetensors`,
+or in its place shards and their index, named as Hugging Face names them.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from ..config import FlamingoConfig
 from ..flamingo import Flamingo
-from .weights import CheckpointError, check, read_tensors
+from .checkpoint import Checkpoint
+from .weights import SINGLE, CheckpointError, open_weights, weights_file
+from .writing import StateDict, write_folder
+
+__all__ = ["EMBEDDED", "CheckpointError", "load_native", "open_native", "save_native"]
 
 EMBEDDED = Path(__file__).parents[1] / "training" / "emoji" / "checkpoint"
-FILES = ("config.json", "model.safetensors", "tokenizer.json")
+
+
+def open_native(folder: Path) -> Checkpoint:
+    """Reads everything but the tensors themselves.
+
+    Raises CheckpointError for a missing or damaged file and a config that does not parse.
+    """
+    weights = weights_file(folder)
+    missing = [n for n in ("config.json", "tokenizer.json") if not (folder / n).is_file()]
+    if missing := sorted([*missing, *([] if weights else [SINGLE])]):
+        raise CheckpointError(f"{folder} is not a native checkpoint: it lacks {missing}")
+    assert weights is not None
+    config = load_config(folder / "config.json")
+    tokenizer = load_tokenizer(folder / "tokenizer.json", config)
+    return Checkpoint(config, tokenizer, open_weights(weights), str(weights))
 
 
 def load_native(
-    folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32
+    folder: Path,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    quantize: str | None = None,
 ) -> tuple[Flamingo, Tokenizer]:
     """The model, in evaluation mode and without gradients, and its tokenizer.
 
     Raises CheckpointError for a missing file, a config that does not parse, and any missing,
     leftover or wrongly shaped tensor.
     """
-    if missing := [name for name in FILES if not (folder / name).is_file()]:
-        raise CheckpointError(f"{folder} is not a native checkpoint: it lacks {missing}")
-    config = load_config(folder / "config.json")
-    tokenizer = load_tokenizer(folder / "tokenizer.json", config)
-    with torch.device("meta"):
-        model = Flamingo(config)
-    weights = load_weights(folder / "model.safetensors", model)
-    weights = {k: v.to(device=device, dtype=dtype) for k, v in weights.items()}
-    model.load_state_dict(weights, assign=True)
-    return model.to(device).eval().requires_grad_(False), tokenizer  # computed buffers move too
+    checkpoint = open_native(folder)
+    return checkpoint.load(device, dtype, quantize), checkpoint.tokenizer
 
 
 def save_native(model: Flamingo, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype) -> None:
     """Writes the three files; tensors are stored as `dtype`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(model.config.to_json())
-    tokenizer.save(str(folder / "tokenizer.json"))
-    weights = {k: v.detach().to(dtype).contiguous() for k, v in model.state_dict().items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": model.config.format})
-    (folder / "model.safetensors").chmod(0o644)  # safetensors makes it private; others serve it too
+    checkpoint = Checkpoint(model.config, tokenizer, StateDict(model), str(folder))
+    write_folder(checkpoint, folder, dtype)
 
 
 def load_config(path: Path) -> FlamingoConfig:
@@ -67,9 +77,3 @@ def load_tokenizer(path: Path, config: FlamingoConfig) -> Tokenizer:
     if max(tokenizer.get_vocab().values()) >= config.decoder.vocab_size:
         raise CheckpointError(f"{path}: more tokens than the decoder's {config.decoder.vocab_size}")
     return tokenizer
-
-
-def load_weights(path: Path, model: Flamingo) -> dict[str, torch.Tensor]:
-    weights = read_tensors(path)
-    check(weights, model, str(path))
-    return weights

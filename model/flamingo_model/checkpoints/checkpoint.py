@@ -1,0 +1,80 @@
+"""A checkpoint that is open but not loaded, and how it becomes a network.
+
+Tensors go one at a time from the file to their place, type and device: there are never two copies
+of the whole. It knows nothing of files; those who open folders give it what they found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from ..config import FlamingoConfig
+from ..flamingo import Flamingo
+from .weights import CheckpointError, Weights, check
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+MANY = 1000  # layers, which are soon built
+
+
+def pick_dtype(name: str, device: str) -> torch.dtype:
+    """ "auto" is float32 on a CPU and bfloat16 elsewhere: float16 overflows in large models."""
+    if name == "auto":
+        return torch.float32 if device == "cpu" else torch.bfloat16
+    return DTYPES[name]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """`weights` have our names; `where` names the folder in messages."""
+
+    config: FlamingoConfig
+    tokenizer: Tokenizer
+    weights: Weights
+    where: str
+
+    def empty(self) -> Flamingo:
+        """The network without data, once the weights are known to be exactly its own."""
+        layers = max(self.config.decoder.num_layers, self.config.resampler.num_layers)
+        if layers > max(len(self.weights.layout), MANY):  # building so many may not end
+            raise CheckpointError(f"{self.where}: fewer tensors than the {layers} layers it claims")
+        try:
+            with torch.device("meta"):
+                model = Flamingo(self.config)
+        except (RuntimeError, ValueError, TypeError, OverflowError, ZeroDivisionError) as error:
+            message = f"{self.where}: no network has the sizes of its config.json: {error}"
+            raise CheckpointError(message) from error
+        check(self.weights.layout, model, self.where)
+        return model
+
+    def load(
+        self,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        quantize: str | None = None,
+    ) -> Flamingo:
+        """In evaluation mode and without gradients; `quantize` is one of `quantize.KINDS`."""
+        model, packed = self.empty(), dict[str, nn.Module]()
+        if quantize is not None:
+            from ..quantize import pack, replace_linears
+
+            packed = replace_linears(model, quantize, dtype)
+        for name in self.weights.layout:
+            tensor = self.weights[name]
+            if name in packed:
+                pack(packed[name], tensor, device, dtype)
+            else:
+                place(model, name, tensor.to(device=device, dtype=dtype, copy=True))
+        return model.to(device).eval().requires_grad_(False)  # computed buffers move, too
+
+
+def place(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Puts a tensor where the network holds an empty one."""
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    is_parameter = isinstance(getattr(owner, leaf), nn.Parameter)
+    setattr(owner, leaf, nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)
