@@ -55,6 +55,10 @@ def lie_about_depth(folder: Path) -> None:
     edit_config(folder, "decoder", num_layers=10**9)
 
 
+def lie_about_the_tower(folder: Path) -> None:
+    edit_config(folder, "vision", blocks=[0, 10**9])
+
+
 def lie_beyond_numbers(folder: Path) -> None:
     edit_config(folder, "decoder", ff_dim=2**62)
 
@@ -78,6 +82,7 @@ BAD: list[tuple[Spoil, str]] = [
     (pickled, "it lacks ['model.safetensors']"),
     (lie_about_width, "wrongly shaped:"),
     (lie_about_depth, "fewer tensors than the 1000000000 layers"),
+    (lie_about_the_tower, "fewer tensors than the 1000000000 layers"),
     (lie_beyond_numbers, "no network has the sizes of its config.json"),
     (lose_tokenizer, "it lacks ['tokenizer.json']"),
     (unknown_architecture, "no loader here for the architecture 'KosmosForConditionalGeneration'"),
