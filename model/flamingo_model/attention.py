@@ -179,7 +179,10 @@ class CachedSelfAttention:
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """[B, heads, n, D] against [B, kv_heads, length, D]; without a mask, causal."""
+    """[B, heads, n, D] against [B, kv_heads, length, D]; without a mask, causal.
+
+    In lower precision the kernels keep scores and softmax in float32, as `plain_attention` does.
+    """
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
     )

@@ -13,6 +13,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from flamingo_model.checkpoints.weights import CheckpointError
+from flamingo_model.quantize import QuantizeError
+
 from . import __version__
 from .auth import LimitBody, RequireKey
 from .config import Settings
@@ -63,6 +66,8 @@ async def load(service: Service) -> None:
     """Keeps the failure for whoever asks: /readyz, and the process's exit status."""
     try:
         await asyncio.to_thread(service.load)
+    except (CheckpointError, QuantizeError) as error:
+        service.load_error = error  # the process ends with it as its last line
     except Exception as error:
         service.load_error = error
         logger.error("the model could not be loaded: %s", error)

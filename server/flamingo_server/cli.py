@@ -125,7 +125,7 @@ def add_convert(commands: Any) -> None:
     parser.add_argument("--dtype", choices=types, default=None, help="default: as stored")
     text = "largest file, such as 500MB (5GB)"
     parser.add_argument("--shard-bytes", type=to_bytes, default=to_bytes("5GB"), help=text)
-    parser.add_argument("--force", action="store_true", help="replace what is in DST")
+    parser.add_argument("--force", action="store_true", help="replace the checkpoint in DST")
 
 
 def to_bytes(text: str) -> int:

@@ -55,6 +55,10 @@ def lie_about_depth(folder: Path) -> None:
     edit_config(folder, "decoder", num_layers=10**9)
 
 
+def lie_about_the_tower(folder: Path) -> None:
+    edit_config(folder, "vision", blocks=[0, 10**9])
+
+
 def lie_beyond_numbers(folder: Path) -> None:
     edit_config(folder, "decoder", ff_dim=2**62)
 
@@ -73,11 +77,12 @@ def lose_everything(folder: Path) -> None:
 
 
 BAD: list[tuple[Spoil, str]] = [
-    (truncate, "model.safetensors:"),
-    (pickled_under_another_name, "model.safetensors:"),
+    (truncate, "model.safetensors: not a whole"),
+    (pickled_under_another_name, "model.safetensors: not a whole"),
     (pickled, "it lacks ['model.safetensors']"),
     (lie_about_width, "wrongly shaped:"),
     (lie_about_depth, "fewer tensors than the 1000000000 layers"),
+    (lie_about_the_tower, "fewer tensors than the 1000000000 layers"),
     (lie_beyond_numbers, "no network has the sizes of its config.json"),
     (lose_tokenizer, "it lacks ['tokenizer.json']"),
     (unknown_architecture, "no loader here for the architecture 'KosmosForConditionalGeneration'"),
@@ -101,9 +106,8 @@ def serve(model: str | Path) -> object:
 
 
 def check(error: str, said: str) -> None:
-    last = error.splitlines()[-1]
-    assert last.startswith("flamingo serve: ") and said in last, error
-    assert error.count("flamingo serve: ") == 1 and "Traceback" not in error
+    lines = [line for line in error.splitlines() if not line.startswith("INFO: ")]
+    assert len(lines) == 1 and lines[0].startswith("flamingo serve: ") and said in lines[0], error
 
 
 @each
@@ -137,4 +141,4 @@ def test_the_command_itself_ends_with_one_and_no_traceback(tmp_path: Path) -> No
     command = [sys.executable, "-m", "flamingo_server.cli", "serve", str(folder), "--port=0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    check(done.stderr, "model.safetensors:")
+    check(done.stderr, "model.safetensors: not a whole")

@@ -147,14 +147,15 @@ def test_writing_a_slot_leaves_the_others() -> None:
     assert (cached.media.k[:, 2:] == 0).all()
 
 
-def test_a_bfloat16_model_stays_bfloat16_on_both_ways() -> None:
+def test_a_bfloat16_model_agrees_on_both_ways_and_its_logits_are_float32() -> None:
     model, pixels = tiny_model().bfloat16(), pictures(3).bfloat16()
     cached, whole = Cached(model), document(THREE)
     cached.show([0, 1, 2], pixels)
     steps = [*cached.step(whole.cut(0, 3)), *cached.step(whole.cut(3, 6))]
     logits = torch.cat([*steps, *cached.step(decodes=[whole.cut(6)])])
     expected = dense(model, THREE, pixels)
-    assert logits.dtype == expected.dtype == torch.bfloat16
+    assert cached.rows.k.dtype == cached.media.k.dtype == torch.bfloat16
+    assert logits.dtype == expected.dtype == torch.float32
     torch.testing.assert_close(logits, expected, rtol=0.05, atol=0.1)
 
 

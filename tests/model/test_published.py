@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from flamingo_model.checkpoints import published
@@ -68,6 +69,29 @@ def test_a_failed_download_says_whose_and_why(tmp_path: Path) -> None:
 
     with pytest.raises(CheckpointError, match=f"{NAME} cannot be downloaded: no route"):
         resolve(NAME, hub(tmp_path / "cache", [], fail))
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The real library, with an empty cache of its own and no way out."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / f"models--{NAME.replace('/', '--')}"
+
+
+@pytest.mark.usefixtures("known")
+def test_the_hubs_own_cache_is_found_without_the_network(hub_cache: Path) -> None:
+    commit = "0" * 40
+    (hub_cache / "refs").mkdir(parents=True)
+    (hub_cache / "refs" / "main").write_text(commit)
+    folder = save_tiny(hub_cache / "snapshots" / commit)
+    assert resolve(NAME) == folder
+
+
+@pytest.mark.usefixtures("known", "hub_cache")
+def test_without_cache_and_network_the_hub_is_quoted() -> None:
+    with pytest.raises(CheckpointError, match=f"{NAME} cannot be downloaded: "):
+        resolve(NAME)
 
 
 def test_the_one_that_ships_and_folders_need_no_hub(tmp_path: Path) -> None:

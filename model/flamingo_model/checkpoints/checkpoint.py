@@ -39,7 +39,8 @@ class Checkpoint:
 
     def empty(self) -> Flamingo:
         """The network without data, once the weights are known to be exactly its own."""
-        layers = max(self.config.decoder.num_layers, self.config.resampler.num_layers)
+        config = self.config
+        layers = max(config.decoder.num_layers, config.resampler.num_layers, *config.vision.blocks)
         if layers > max(len(self.weights.layout), MANY):  # building so many may not end
             raise CheckpointError(f"{self.where}: fewer tensors than the {layers} layers it claims")
         try:

@@ -46,7 +46,8 @@ class TensorFiles(Mapping[str, Tensor]):
                 with safe_open(path, framework="pt") as file:
                     found = {name: file.get_tensor(name).to("meta") for name in file.keys()}
             except (SafetensorError, OSError, RuntimeError) as error:
-                raise CheckpointError(f"{path}: {error}") from error
+                message = f"{path}: not a whole safetensors file: {error}"
+                raise CheckpointError(message) from error
             if twice := sorted(found.keys() & self.layout.keys()):
                 raise CheckpointError(f"{path}: in another shard, too: {twice[:SHOWN]}")
             self.layout |= found
