@@ -193,8 +193,8 @@ class Template:
 
     @property
     def answer(self) -> str | None:
-        written = [p.text for p in self.example if p.kind == "field"]
-        return written[-1] if written else None
+        """The field that the query leaves to the model."""
+        return self.fields[-1] if self.fields else None
 
     def render(
         self,
@@ -228,10 +228,11 @@ class Template:
             pieces = self.turn if number else self.example
             pieces = _without_media(pieces) if text_only else pieces
             where = f"{place}.turns[{number}]" if self.is_dialogue else place
-            is_open = is_query and number == len(turns) - 1
-            parts.add(self._open(pieces, values, where) if is_open else pieces, values)
-            if not is_open:
+            if is_query and number == len(turns) - 1:
+                pieces = self._open(pieces, values, where)
+            else:
                 self._check(values, where, self.fields)
+            parts.add(pieces, values)
         if not (self.closes_itself or is_query):
             parts.add((self.end,), {})
 

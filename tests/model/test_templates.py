@@ -147,6 +147,11 @@ def test_a_checkpoint_has_its_own_end_of_chunk() -> None:
         ("It is {{{word}}}", [{"word": "a"}, {}], "<image>It is {a}<|endofchunk|><image>It is {"),
         ("a<image>b{c}", [{"c": "x"}, {}], "a<image>bx<|endofchunk|>a<image>b"),
         ("{a}<|endofchunk|>;", [{"a": "x"}, {}], "<image>x<|endofchunk|>;<image>"),
+        (
+            "{a} is {b}, so {a}",
+            [{"a": "x", "b": "y"}, {"a": "z"}],
+            "<image>x is y, so x<|endofchunk|><image>z is",
+        ),
         ("Hi", [{}, {}], "<image>Hi<|endofchunk|><image>Hi"),
         (
             "{a} is {b}",
