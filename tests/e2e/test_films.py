@@ -12,6 +12,9 @@ from PIL import Image
 from e2e.calls import ask, image, text, video
 from e2e.conftest import Serve
 from films import animation, film
+from flamingo_client import FlamingoClient, example
+from flamingo_client import image as picture_part
+from flamingo_client import video as film_part
 
 QUESTION = text("Question: What color is the background? Answer:")
 BLUE = (45, 90, 210)
@@ -95,3 +98,16 @@ def test_the_shipped_checkpoint_answers_the_structured_form(emoji: httpx.Client)
     answer = emoji.post("/v1/generate", json=body).json()["choices"][0]
     assert answer == ask(emoji, image(picture()), QUESTION, max_tokens=4)["choices"][0]
     assert answer["text"].strip() == "blue"
+
+
+def test_the_client_sends_tasks_and_films(emoji: httpx.Client) -> None:
+    asked = {"question": "What color is the background?"}
+    still = film_part(animation("GIF", [100]), fps=2.0, max_frames=2)
+    with FlamingoClient(str(emoji.base_url)) as client:
+        answer = client.generate(
+            task="vqa",
+            examples=[example(still, **asked, answer="black")],
+            query=example(picture_part(picture()), **asked),
+            max_tokens=4,
+        )
+    assert answer.text.strip() == "blue" and answer.usage.media == 2
