@@ -23,16 +23,19 @@ from flamingo_client.errors import (
     UnsupportedMediaError,
     error_from,
 )
-from flamingo_client.options import Constraint, GenerateOptions
+from flamingo_client.options import Constraint, GenerateOptions, TemplateTask
 from flamingo_client.parts import (
     ImagePart,
     MediaSource,
     Part,
     Prompt,
+    Shot,
     TextPart,
     VideoPart,
+    example,
     image,
     text,
+    video,
 )
 from flamingo_client.types import (
     Choice,
@@ -76,8 +79,10 @@ __all__ = [
     "Prompt",
     "RateLimitError",
     "ServerError",
+    "Shot",
     "Start",
     "StreamError",
+    "TemplateTask",
     "TextPart",
     "TimedOut",
     "Timings",
@@ -89,6 +94,8 @@ __all__ = [
     "VideoPart",
     "__version__",
     "error_from",
+    "example",
     "image",
     "text",
+    "video",
 ]

@@ -91,18 +91,27 @@ def _checked_key(key: str | None) -> str | None:
     return key or None
 
 
-def generate_request(settings: Settings, prompt: Prompt, options: GenerateOptions) -> httpx.Request:
+def generate_request(
+    settings: Settings, prompt: Prompt | None, options: GenerateOptions
+) -> httpx.Request:
     """Asks for a whole answer. Raises TypeError for an unknown option, ValueError for a prompt."""
-    body = {"prompt": parts_from(prompt), **fields_from(options)}
+    body = {**_prompt(prompt), **fields_from(options)}
     return settings.request("POST", "/v1/generate", body)
 
 
-def stream_request(settings: Settings, prompt: Prompt, options: GenerateOptions) -> httpx.Request:
+def stream_request(
+    settings: Settings, prompt: Prompt | None, options: GenerateOptions
+) -> httpx.Request:
     """Asks for a stream. Raises as `generate_request`."""
-    body = {"prompt": parts_from(prompt), **fields_from(options), "stream": True}
+    body = {**_prompt(prompt), **fields_from(options), "stream": True}
     request = settings.request("POST", "/v1/generate", body)
     request.headers["Accept"] = EVENT_STREAM
     return request
+
+
+def _prompt(prompt: Prompt | None) -> dict[str, object]:
+    """Nothing for None: the options then have a task."""
+    return {} if prompt is None else {"prompt": parts_from(prompt)}
 
 
 def probe_request(settings: Settings, path: str) -> httpx.Request:

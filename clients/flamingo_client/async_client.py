@@ -71,12 +71,16 @@ class AsyncFlamingoClient:
         self._sleep = sleep
         self._clock = clock
 
-    async def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Generation:
-        """The whole answer, once it is there."""
+    async def generate(
+        self, prompt: Prompt | None = None, **options: Unpack[GenerateOptions]
+    ) -> Generation:
+        """The whole answer, once it is there. Without a prompt the options have a `task`."""
         response = await self._send(generate_request(self._settings, prompt, options))
         return generation_from(await self._read(response))
 
-    def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> AsyncEventStream:
+    def stream(
+        self, prompt: Prompt | None = None, **options: Unpack[GenerateOptions]
+    ) -> AsyncEventStream:
         """The answer as it is made. Nothing is retried once the stream has begun."""
         return AsyncEventStream(self._events(stream_request(self._settings, prompt, options)))
 

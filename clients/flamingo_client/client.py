@@ -73,12 +73,16 @@ class FlamingoClient:
         self._sleep = sleep
         self._clock = clock
 
-    def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Generation:
-        """The whole answer, once it is there."""
+    def generate(
+        self, prompt: Prompt | None = None, **options: Unpack[GenerateOptions]
+    ) -> Generation:
+        """The whole answer, once it is there. Without a prompt the options have a `task`."""
         response = self._send(generate_request(self._settings, prompt, options))
         return generation_from(self._read(response))
 
-    def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> EventStream:
+    def stream(
+        self, prompt: Prompt | None = None, **options: Unpack[GenerateOptions]
+    ) -> EventStream:
         """The answer as it is made. Nothing is retried once the stream has begun."""
         return EventStream(self._events(stream_request(self._settings, prompt, options)))
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias, TypedDict
 
+from flamingo_client.parts import Shot
+
 
 class ChoicesConstraint(TypedDict):
     """The answer is one of these strings."""
@@ -25,13 +27,25 @@ class JsonSchemaConstraint(TypedDict):
 Constraint: TypeAlias = ChoicesConstraint | RegexConstraint | JsonSchemaConstraint
 
 
+class TemplateTask(TypedDict):
+    """A task in a template of your own: `{name}` is a field, `<image>` the picture."""
+
+    template: str
+
+
 class GenerateOptions(TypedDict, total=False):
     """Options of `generate` and `stream`. None means the server's default and is not sent.
+
+    `task`, `query`, `examples` and `zero_shot` stand in for the prompt: the server words it.
 
     `logprobs` and `prompt_logprobs` are the number of alternatives per token, `deadline_ms` is
     milliseconds from arrival, `temperature` 0 is greedy, `num_beams` above 1 is beam search.
     """
 
+    task: str | TemplateTask | None
+    query: Shot | None
+    examples: Sequence[Shot] | None
+    zero_shot: bool | None
     model: str | None
     adapter: str | None
     max_tokens: int | None

@@ -43,6 +43,7 @@ class VideoPart(TypedDict):
     max_frames: NotRequired[int]
 
 
+Shot: TypeAlias = Mapping[str, object]
 Part: TypeAlias = TextPart | ImagePart | VideoPart
 Prompt: TypeAlias = str | Sequence[Part | str]
 
@@ -74,9 +75,38 @@ def image(source: ImageSource) -> ImagePart:
 
     Raises ValueError if that is no PNG, JPEG, WebP or GIF, and OSError if the path can't be read.
     """
-    content = _content(source)
+    content = _content(source, "image")
     data = base64.b64encode(content).decode("ascii")
     return {"type": "image", "image": {"data": data, "media_type": media_type(content)}}
+
+
+def video(
+    source: str | os.PathLike[str] | bytes | bytearray,
+    fps: float | None = None,
+    max_frames: int | None = None,
+) -> VideoPart:
+    """A video part from a path, the bytes of a file or a data URL: a film or an animation.
+
+    Raises ValueError if that is no MP4, MOV, WebM, Matroska, GIF, WebP or PNG, and OSError if the
+    path can't be read. Without `fps` and `max_frames` the server takes 1 a second, at most 8.
+    """
+    content = _content(source, "video")
+    data = base64.b64encode(content).decode("ascii")
+    part: VideoPart = {
+        "type": "video",
+        "video": {"data": data, "media_type": film_type(content)},
+    }
+    if fps is not None:
+        part["fps"] = fps
+    if max_frames is not None:
+        part["max_frames"] = max_frames
+    return part
+
+
+def example(media: ImagePart | VideoPart | None = None, /, **fields: object) -> Shot:
+    """An example of a task, or its query: a picture or a film, and the task's fields."""
+    sent = {name: value for name, value in (media or {}).items() if name != "type"}
+    return {**sent, **fields}
 
 
 def parts_from(prompt: Prompt) -> list[Part]:
@@ -101,24 +131,39 @@ def media_type(content: bytes) -> str:
     raise ValueError(f"not a PNG, JPEG, WebP or GIF: the bytes begin with {content[:12]!r}")
 
 
-def _content(source: ImageSource) -> bytes:
+def film_type(content: bytes) -> str:
+    """`media_type` for films: the container decides. Raises ValueError for one not known."""
+    if content[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+        return "video/mp4"
+    if content.startswith(b"\x1a\x45\xdf\xa3"):
+        return "video/webm"
+    try:
+        return media_type(content)
+    except ValueError:
+        begin = content[:12]
+        message = f"not an MP4, MOV, WebM, GIF or WebP: the bytes begin with {begin!r}"
+        raise ValueError(message) from None
+
+
+def _content(source: ImageSource, maker: str) -> bytes:
     if isinstance(source, bytes | bytearray):
         return bytes(source)
     if isinstance(source, str) and source[:5].lower() == "data:":
         return _decode_data_url(source)
     if isinstance(source, str | os.PathLike):
-        return _read_file(source)
-    if isinstance(source, SavesItself):
+        return _read_file(source, maker)
+    if isinstance(source, SavesItself) and maker == "image":
         return _save_as_png(source)
     kind = type(source).__name__
-    raise ValueError(f"image() takes a path, bytes, a data URL or a PIL image, not {kind}")
+    known = "a data URL or a PIL image" if maker == "image" else "or a data URL"
+    raise ValueError(f"{maker}() takes a path, bytes, {known}, not {kind}")
 
 
-def _read_file(path: str | os.PathLike[str]) -> bytes:
+def _read_file(path: str | os.PathLike[str], maker: str) -> bytes:
     if isinstance(path, str) and path.lower().startswith(("http://", "https://")):
         raise ValueError(
-            "image() fetches nothing: download the picture, or let the server fetch it with the "
-            'part {"type": "image", "image": {"url": ...}}'
+            f"{maker}() fetches nothing: download the file, or let the server fetch it with the "
+            f'part {{"type": "{maker}", "{maker}": {{"url": ...}}}}'
         )
     return Path(path).read_bytes()
 

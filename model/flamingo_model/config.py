@@ -337,6 +337,18 @@ class SpecialTokens:
     begin: str | None = None  # before every prompt, where the language model wants it
 
 
+TEMPLATE_FAMILIES = (
+    "paper",
+    "openflamingo",
+    "otter",
+    "idefics",
+    "flamingo_mini",
+    "multimodal_gpt",
+    "emoji",
+)
+"""Whose wording of a task a checkpoint was trained with: templates.py has them."""
+
+
 @dataclass(frozen=True)
 class FlamingoConfig:
     """The whole checkpoint. `name` is what clients send as `model`."""
@@ -347,11 +359,16 @@ class FlamingoConfig:
     cross_attention: CrossAttentionConfig
     decoder: DecoderConfig
     tokens: SpecialTokens = field(default_factory=SpecialTokens)
+    templates: str = "paper"
     format: str = "flamingo-native-1"
 
     def __post_init__(self) -> None:
         if self.format != "flamingo-native-1":
             raise ValueError(f"format {self.format!r} is not known; known: 'flamingo-native-1'")
+        if self.templates not in TEMPLATE_FAMILIES:
+            raise ValueError(
+                f"templates {self.templates!r} is not known; known: {TEMPLATE_FAMILIES}"
+            )
         if not self.resampler.has_projection and self.resampler.dim != self.vision.dim:
             raise ValueError("resampler.dim must equal vision.dim: the resampler has no projection")
 

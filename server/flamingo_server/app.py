@@ -21,7 +21,8 @@ from .auth import LimitBody, RequireKey
 from .config import Settings
 from .errors import BadRequest, FlamingoError, NotFound, OutOfRange, Unavailable
 from .metrics import CountAnswers
-from .routes import generate, operation
+from .protocol import TASK_KINDS
+from .routes import generate, operation, render
 from .service import Service
 from .sse import to_error
 
@@ -51,6 +52,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.service = service
     app.include_router(generate.router)
+    app.include_router(render.router)
     app.include_router(operation.router)
     app.add_exception_handler(FlamingoError, on_flamingo_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
@@ -115,9 +117,15 @@ def to_param(place: list[Any]) -> str | None:
     for i, part in enumerate(place):
         if isinstance(part, int):
             path += f"[{part}]"
-        elif not (i and isinstance(place[i - 1], int) and part in ("text", "image")):
+        elif not is_union_member(place, i):
             path += f".{part}" if path else str(part)
     return path.encode(errors="replace").decode()[:LONGEST_NAME] or None
+
+
+def is_union_member(place: list[Any], i: int) -> bool:
+    if i and isinstance(place[i - 1], int) and place[0] == "prompt":
+        return place[i] in ("text", "image", "video")
+    return place[:i] == ["task"] and place[i] in TASK_KINDS
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:

@@ -57,10 +57,15 @@ class Settings(BaseSettings):
     )
     threads: int = Field(0, ge=0, description="CPU threads for the model; 0: one per core")
     max_body_bytes: int = Field(32 * MIB, gt=0, description="largest request body")
-    max_media_bytes: int = Field(20 * MIB, gt=0, description="largest encoded picture")
+    max_media_bytes: int = Field(20 * MIB, gt=0, description="largest encoded picture or film")
     max_pixels: int = Field(50_000_000, gt=0, description="largest picture, width times height")
     max_frames: int = Field(512, gt=0, description="longest animation accepted as a picture")
-    max_media: int = Field(64, gt=0, description="most pictures in one prompt")
+    max_film_seconds: float = Field(600.0, gt=0, description="longest film, in seconds")
+    max_film_frames: int = Field(64, gt=0, description="most frames taken from one film")
+    max_prompt_frames: int = Field(
+        256, gt=0, description="most frames taken from all films of one prompt"
+    )
+    max_media: int = Field(64, gt=0, description="most pictures and films in a prompt")
     max_tokens: int = Field(1024, gt=1, description="prompt and answer together, in tokens")
     max_n: int = Field(16, gt=0, description="most choices of one request")
     max_running: int = Field(32, gt=0, description="sequences that run at once")
@@ -94,7 +99,12 @@ class Settings(BaseSettings):
 
     def media_limits(self) -> MediaLimits:
         return MediaLimits(
-            self.max_media_bytes, self.max_pixels, self.max_frames, self.decode_timeout_s
+            self.max_media_bytes,
+            self.max_pixels,
+            self.max_frames,
+            self.decode_timeout_s,
+            self.max_film_seconds,
+            self.max_film_frames,
         )
 
     def engine_limits(self) -> EngineLimits:

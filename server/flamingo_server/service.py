@@ -11,15 +11,16 @@ import torch
 from tokenizers import Tokenizer
 
 from flamingo_model.prompt import PromptRenderer
+from flamingo_model.templates import Templates
 
 from .checkpoints import load_checkpoint
 from .config import Settings
 from .engine.engine import Engine, EngineStats
 from .engine.runner import Runner
-from .errors import Draining
+from .errors import Draining, NotFound
 from .media.pool import MediaPool
 from .metrics import Metrics
-from .prompts import PromptBuilder
+from .prompts import PromptBuilder, PromptLimits
 
 logger = logging.getLogger("flamingo_server")
 Status = Literal["loading", "ready", "draining", "failed"]
@@ -52,6 +53,14 @@ class Service:
         if self.status != "ready":
             raise Draining(f"the server is {self.status}: try again in a moment", code=self.status)
 
+    def check_model(self, name: str | None) -> None:
+        if name is not None and name != self.model_name:
+            raise NotFound(
+                f"model {name[:80]!r} is not loaded here; {self.model_name!r} is",
+                param="model",
+                code="unknown_model",
+            )
+
     def load(self) -> None:
         """Reads the checkpoint and starts the engine; raises CheckpointError, QuantizeError."""
         torch.set_num_threads(self.settings.threads or os.cpu_count() or 1)
@@ -66,9 +75,9 @@ class Service:
         self.pool = MediaPool(transform, self.settings.media_limits(), self.settings.media_workers)
         self.prompts = PromptBuilder(
             PromptRenderer(self.tokenizer, config.tokens),
+            Templates(config.templates, config.tokens, special_tokens(self.tokenizer)),
             self.pool,
-            limit,
-            self.settings.max_media,
+            PromptLimits(limit, self.settings.max_media, self.settings.max_prompt_frames),
         )
         self.pool.warm()
         self.engine.start()
@@ -92,3 +101,7 @@ class Service:
     def spelling(self, token_id: int) -> str:
         text: str = self.tokenizer.decode([token_id], skip_special_tokens=False)
         return text
+
+
+def special_tokens(tokenizer: Tokenizer) -> list[str]:
+    return [t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special]

@@ -13,9 +13,22 @@ from clients.fake_server import (
     SyncWorld,
     answer,
 )
-from flamingo_client import Choice, GenerateOptions, Generation, Timings, Usage, text
+from flamingo_client import (
+    Choice,
+    GenerateOptions,
+    Generation,
+    ImagePart,
+    Timings,
+    Usage,
+    example,
+    text,
+)
 
 EVERY_OPTION: GenerateOptions = {
+    "task": {"template": "{a}"},
+    "query": {"image": {"id": "x"}},
+    "examples": [{"image": {"id": "y"}, "a": "b"}],
+    "zero_shot": False,
     "model": "tiny",
     "adapter": "pets",
     "max_tokens": 8,
@@ -91,6 +104,17 @@ def test_none_is_not_sent_but_zero_and_false_are(world: type[SyncWorld]) -> None
     script = Script(answer())
     world(script).call("generate", "hi", seed=None, top_k=0, early_stopping=False)
     assert script.body.keys() == {"prompt", "top_k", "early_stopping"}
+
+
+def test_a_task_is_sent_without_a_prompt(world: type[SyncWorld]) -> None:
+    script = Script(answer())
+    picture: ImagePart = {"type": "image", "image": {"id": "x"}}
+    query = example(picture, question="Who?")
+    world(script).call("generate", task="vqa", query=query)
+    assert script.body == {
+        "task": "vqa",
+        "query": {"image": {"id": "x"}, "question": "Who?"},
+    }
 
 
 def test_a_stop_string_is_sent_as_a_list(world: type[SyncWorld]) -> None:

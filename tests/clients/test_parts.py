@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from flamingo_client import image, text
+from flamingo_client import example, image, text, video
 from flamingo_client.parts import media_type, parts_from
 
 PICTURE = Image.new("RGB", (2, 3), "red")
@@ -115,3 +115,42 @@ def test_strings_in_a_prompt_become_text_parts_in_order() -> None:
 def test_a_lone_part_is_not_a_prompt() -> None:
     with pytest.raises(ValueError, match="into a list"):
         parts_from(text("hi"))  # type: ignore[arg-type]
+
+
+MP4, WEBM = b"\0\0\0\x18ftypisom", b"\x1a\x45\xdf\xa3\0"
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [(MP4, "video/mp4"), (WEBM, "video/webm"), (encoded("GIF"), "image/gif")],
+)
+def test_a_film_is_the_contracts_video_part(tmp_path: Path, content: bytes, kind: str) -> None:
+    source = {"data": base64.b64encode(content).decode(), "media_type": kind}
+    (tmp_path / "film").write_bytes(content)
+    assert video(content) == {"type": "video", "video": source}
+    wanted = {"type": "video", "video": source, "fps": 2.0, "max_frames": 4}
+    assert video(tmp_path / "film", fps=2.0, max_frames=4) == wanted
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (b"text", "not an MP4, MOV, WebM, GIF or WebP"),
+        ("https://example.com/a.mp4", r"video\(\) fetches nothing"),
+        (PICTURE, r"video\(\) takes a path, bytes, or a data URL, not Image"),
+    ],
+)
+def test_what_is_no_film_is_a_clear_error(source: object, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        video(source)  # type: ignore[arg-type]
+
+
+def test_a_film_is_no_picture() -> None:
+    with pytest.raises(ValueError, match="not a PNG, JPEG, WebP or GIF"):
+        image(MP4)
+
+
+def test_an_example_is_its_media_and_its_fields() -> None:
+    assert example(image(PNG), label="cat") == {"image": PNG_PART["image"], "label": "cat"}
+    assert example(video(MP4, fps=2.0)).keys() == {"video", "fps"}
+    assert example(caption="A cat.") == {"caption": "A cat."}

@@ -42,5 +42,5 @@ def test_an_example_of_the_readme_runs(
     assert "cat" in capsys.readouterr().out
 
 
-def test_the_readme_shows_all_four_ways() -> None:
-    assert len(EXAMPLES) == 4
+def test_the_readme_shows_all_five_ways() -> None:
+    assert len(EXAMPLES) == 5

@@ -22,6 +22,10 @@ def image(data: bytes) -> dict[str, Any]:
     return {"type": "image", "image": {"data": base64.b64encode(data).decode()}}
 
 
+def video(data: bytes, **fields: Any) -> dict[str, Any]:
+    return {"type": "video", "video": {"data": base64.b64encode(data).decode()}, **fields}
+
+
 def png(colour: str = "red", size: tuple[int, int] = (8, 8)) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", size, colour).save(buffer, "PNG")

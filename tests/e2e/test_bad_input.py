@@ -7,7 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from e2e.calls import ask, gif, image, png, png_that_claims, text
+from e2e.calls import ask, gif, image, png, png_that_claims, text, video
+from films import film, sound
 
 OK = [text("a")]
 JSON = {"content-type": "application/json"}
@@ -19,6 +20,17 @@ def prompt(*parts: Any, **rules: Any) -> dict[str, Any]:
 
 def source(**fields: Any) -> dict[str, Any]:
     return prompt({"type": "image", "image": fields})
+
+
+PICTURE = {"image": {"data": base64.b64encode(png()).decode()}}
+ASKED = {**PICTURE, "question": "Who?"}
+VQA = {**ASKED, "answer": "me"}
+TASK: dict[str, Any] = {"task": "vqa", "query": ASKED}
+ZERO = {"zero_shot": True}
+
+
+def examples(*shots: Any) -> dict[str, Any]:
+    return {**TASK, "examples": list(shots)}
 
 
 BODIES: list[tuple[str, int, str, Any]] = [
@@ -71,7 +83,49 @@ BODIES: list[tuple[str, int, str, Any]] = [
     ("unknown_media_id", 404, "no picture", source(id="sha256:00")),
     ("beams", 400, "beam search", prompt(*OK, num_beams=3)),
     ("constraint", 400, "constraint is not served", prompt(*OK, constraint={"regex": "a"})),
-    ("video", 400, "video", prompt({"type": "video", "video": {"data": ""}})),
+    ("empty_film", 415, "not a film", prompt(video(b""))),
+    ("sound_alone", 415, "only sound", prompt(video(sound()))),
+    ("cut_film", 400, "cut off", prompt(video(film()[:-400]))),
+    ("picture_in_a_video_part", 400, "'image'", prompt({**video(b""), "image": {}})),
+    ("fps_0", 422, "prompt[0].fps", prompt(video(b"", fps=0))),
+    ("fps_negative", 422, "prompt[0].fps", prompt(video(b"", fps=-1.0))),
+    ("fps_vast", 422, "prompt[0].fps", prompt(video(b"", fps=1e9))),
+    ("max_frames_0", 422, "prompt[0].max_frames", prompt(video(b"", max_frames=0))),
+    ("max_frames_1e6", 413, "64 or less", prompt(video(b"", max_frames=10**6))),
+    ("max_frames_1e400", 422, "max_frames", prompt(video(b"", max_frames=10**400))),
+    ("many_films", 413, "320 frames together", prompt(*[video(b"", max_frames=64)] * 5)),
+    ("unknown_film_id", 404, "no film", prompt({"type": "video", "video": {"id": "sha256:0"}})),
+    ("prompt_and_task", 400, "not both", {**prompt(*OK), **TASK}),
+    ("prompt_and_query", 400, "need a task", {**prompt(*OK), "query": TASK["query"]}),
+    ("examples_without_a_task", 400, "need a task", {"examples": [TASK["query"]]}),
+    ("task_without_a_query", 400, "needs a query", {"task": "vqa"}),
+    ("unknown_task", 400, "task: Input should be 'caption'", {**TASK, "task": "rhyme"}),
+    ("task_is_a_number", 400, "task", {**TASK, "task": 3}),
+    ("task_without_a_template", 400, "task.template", {**TASK, "task": {}}),
+    ("template_with_attributes", 400, "lone brace", {**TASK, "task": {"template": "{a.b}"}}),
+    ("template_with_a_format", 400, "lone brace", {**TASK, "task": {"template": "{a:>9}"}}),
+    ("template_of_the_media", 400, "cannot name", {**TASK, "task": {"template": "{image}"}}),
+    ("long_template", 422, "task.template", {**TASK, "task": {"template": "a" * 10_001}}),
+    ("missing_field", 400, "query needs the field 'question'", {**TASK, "query": PICTURE}),
+    ("missing_in_example", 400, "examples[1] needs the field 'answer'", examples(VQA, ASKED)),
+    ("unknown_field_of_a_task", 400, "no field 'colour'", examples({**VQA, "colour": "red"})),
+    ("long_field_of_a_task", 400, "no field", examples({**VQA, "x" * 100_000: "red"})),
+    ("field_is_a_number", 400, "examples[0].answer", examples({**VQA, "answer": 3})),
+    ("query_with_its_answer", 400, "leaves out 'answer'", {**TASK, "query": VQA}),
+    ("no_picture", 400, "exactly one of image and video", examples({"question": "a"})),
+    ("two_media", 400, "exactly one", examples({**VQA, "video": {"data": ""}})),
+    ("fps_of_a_picture", 400, "fps belongs to a video", examples({**VQA, "fps": 2.0})),
+    ("turns_of_a_question", 400, "belong to the task dialogue", examples({**VQA, "turns": []})),
+    ("dialogue_without_turns", 400, "needs turns", {**TASK, "task": "dialogue"}),
+    ("no_turns", 400, "one turn", {"task": "dialogue", "query": {**PICTURE, "turns": []}}),
+    ("bad_picture_in_example", 415, "not a picture", examples({**VQA, "image": {"data": ""}})),
+    ("zero_shot_classes", 400, "for caption and vqa", {**TASK, "task": "classify", **ZERO}),
+    ("zero_shot_pictures", 400, "words alone", {**examples(VQA), **ZERO}),
+    ("zero_shot_nothing", 400, "without pictures", {**TASK, **ZERO}),
+    ("70_examples", 413, "71 pictures", examples(*[VQA] * 70)),
+    ("10_000_examples", 422, "examples", examples(*[ASKED] * 10_000)),
+    ("vast_field", 413, "characters", examples({**VQA, "answer": "a" * 1_000_000})),
+    ("long_fields", 413, "tokens", examples({**VQA, "answer": "a" * 1000})),
     ("https_url", 403, "off on this server", source(url="https://example.com/a.png")),
     ("file_url", 403, "never reads files", source(url="file:///etc/passwd")),
     ("path", 403, "never reads files", source(url="/etc/passwd")),
@@ -83,6 +137,7 @@ BODIES: list[tuple[str, int, str, Any]] = [
 ]
 NOT_SUPPORTED = {"beams", "constraint"}
 MORE = b'{"prompt":[{"type":"text","text":"a"}],%s}'
+ODD = b'{"task":"vqa","query":{"image":{"data":""},%s}}'
 RAW: list[tuple[str, int, str, bytes]] = [
     ("not_json", 400, "not JSON", b"prompt=hello"),
     ("cut_json", 400, "not JSON", b'{"prompt": ['),
@@ -93,6 +148,9 @@ RAW: list[tuple[str, int, str, bytes]] = [
     ("deep", 400, "body", b"[" * 100_000),
     ("surrogate_in_text", 400, "[0].text", b'{"prompt":[{"type":"text","text":"\\ud800"}]}'),
     ("surrogate_in_name", 400, "unicode", MORE % b'"\\ud800":1'),
+    ("surrogate_in_a_field", 400, "query.question", ODD % b'"question":"\\ud800"'),
+    ("surrogate_in_a_field_name", 400, "", ODD % b'"\\ud800":"a"'),
+    ("nan_fps", 422, "query.fps", ODD % b'"fps":NaN'),
     ("nan", 422, "temperature", MORE % b'"temperature":NaN'),
     ("infinity", 422, "temperature", MORE % b'"temperature":Infinity'),
     ("infinite_number", 422, "temperature", MORE % b'"temperature":1e999'),
@@ -141,6 +199,14 @@ def test_a_body_that_is_not_declared_json_says_so(client: httpx.Client) -> None:
 def test_the_place_of_the_error_is_named(client: httpx.Client) -> None:
     body = prompt(*OK, image(png()), image(b"nope"))
     assert check(client.post("/v1/generate", json=body), 415, "")["param"] == "prompt[2].image"
+
+
+def test_the_place_of_an_error_in_an_example_is_named(client: httpx.Client) -> None:
+    body = examples(VQA, {**VQA, "image": {"data": ""}})
+    error = check(client.post("/v1/generate", json=body), 415, "")
+    assert error["param"] == "examples[1].image"
+    error = check(client.post("/v1/generate", json=examples(VQA, PICTURE)), 400, "")
+    assert error["param"] == "examples[1].question"
 
 
 @pytest.mark.parametrize("is_declared", [True, False], ids=["declared", "chunked"])

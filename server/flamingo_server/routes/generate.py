@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from ..engine.engine import RequestHandle
 from ..engine.request import Ended, Event, Finished, Sampling, Started, Text
 from ..engine.request import TokenLogprob as EngineLogprob
-from ..errors import NotFound, OutOfRange, TooLarge
+from ..errors import OutOfRange, TooLarge
 from ..protocol import Choice, ErrorResponse, GenerateRequest, GenerateResponse, TopToken
 from ..protocol import TokenLogprob as WireLogprob
 from ..service import Service
@@ -66,7 +66,7 @@ async def submit(
     """A place in the queue first, then the pictures, then the engine."""
     started = time.monotonic()
     with service.engine.place():
-        prompt = await service.prompts.build(body.prompt)
+        prompt = await service.prompts.build(body)
         return service.engine.submit(
             id,
             prompt,
@@ -157,12 +157,7 @@ def logprobs(found: list[EngineLogprob] | None, service: Service) -> list[dict[s
 
 def check_request(body: GenerateRequest, service: Service) -> None:
     """What the wire shape alone cannot tell."""
-    if body.model is not None and body.model != service.model_name:
-        raise NotFound(
-            f"model {body.model[:80]!r} is not loaded here; {service.model_name!r} is",
-            param="model",
-            code="unknown_model",
-        )
+    service.check_model(body.model)
     if body.n > (most := min(service.settings.max_n, service.settings.max_running)):
         raise OutOfRange(f"n may be at most {most}", param="n", code="too_many_choices")
     if body.max_tokens is not None and body.min_tokens > body.max_tokens:

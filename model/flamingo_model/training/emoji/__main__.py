@@ -61,6 +61,7 @@ def emoji_config() -> FlamingoConfig:
             attention_bias=True,
             tie_embeddings=False,
         ),
+        templates="emoji",
     )
 
 
