@@ -32,9 +32,11 @@ def pictures(num: int, seed: int = 0, num_frames: int = 1) -> Tensor:
     return torch.randn(num, num_frames, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
 
 
-def look(model: Flamingo, ids: Sequence[int], latents: Tensor) -> DenseCrossAttention:
+def look(
+    model: Flamingo, ids: Sequence[int], latents: Tensor, image: int = IMAGE
+) -> DenseCrossAttention:
     """Cross-attention of one document whose pictures are `latents` [M, R, dim]."""
-    index = torch.tensor([visible_media(ids, IMAGE)])
+    index = torch.tensor([visible_media(ids, image)])
     sees_all = model.config.cross_attention.sees_all_media
     return DenseCrossAttention(
         model.project_media(latents.unsqueeze(0)), media_mask(index, len(latents), sees_all)
@@ -56,9 +58,10 @@ def bare(model: Flamingo, ids: Sequence[int]) -> Tensor:
     return model.logits(model.decoder(tokens, positions, DenseSelfAttention(1, len(ids))))[0]
 
 
-def dense(model: Flamingo, ids: Sequence[int], pixels: Tensor) -> Tensor:
+def dense(model: Flamingo, ids: Sequence[int], pixels: Tensor, image: int = IMAGE) -> Tensor:
     """Logits [T, vocab] of one document and its pictures [M, T, 3, H, W], without a cache."""
-    return run(model, ids, look(model, ids, model.encode_media(pixels)))
+    latents = model.encode_media(pixels)
+    return run(model, ids, look(model, ids, latents, image))
 
 
 @dataclass(frozen=True)
@@ -105,10 +108,12 @@ def document(
 class Cached:
     """A model with its caches, stepped as the engine's runner does."""
 
-    def __init__(self, model: Flamingo, num_rows: int = 4, num_slots: int = 8) -> None:
+    def __init__(
+        self, model: Flamingo, num_rows: int = 4, num_slots: int = 8, length: int = 48
+    ) -> None:
         self.model = model
         dtype = model.decoder.embed.weight.dtype
-        self.rows = SelfAttentionCache(model.config, num_rows, max_length=48, dtype=dtype)
+        self.rows = SelfAttentionCache(model.config, num_rows, max_length=length, dtype=dtype)
         self.media = MediaSlots(model.config, num_slots, dtype=dtype)
 
     def show(self, slots: list[int], pixels: Tensor) -> None:

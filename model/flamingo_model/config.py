@@ -334,6 +334,7 @@ class SpecialTokens:
     image: str = "<image>"
     end_of_chunk: str = "<|endofchunk|>"
     end_of_text: str = "<|endoftext|>"
+    begin: str | None = None  # before every prompt, where the language model wants it
 
 
 @dataclass(frozen=True)

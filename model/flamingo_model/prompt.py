@@ -51,10 +51,8 @@ class PromptRenderer:
         self.literal = Tokenizer.from_str(tokenizer.to_str())
         self.literal.encode_special_tokens = True
         self.image_token = tokens.image
-        image_token_id = tokenizer.token_to_id(tokens.image)
-        if image_token_id is None:
-            raise ValueError(f"the tokenizer lacks the special token {tokens.image}")
-        self.image_token_id: int = image_token_id
+        self.image_token_id = special_id(tokenizer, tokens.image)
+        self.begin = [special_id(tokenizer, tokens.begin)] if tokens.begin else []
 
     def render(self, parts: Sequence[Part]) -> RenderedPrompt:
         """Raises PromptError for an empty prompt and for an image token written into text."""
@@ -63,6 +61,7 @@ class PromptRenderer:
             ids += [self.image_token_id] if isinstance(part, MediaPart) else self.text(part, number)
         if not ids:
             raise PromptError("the prompt is empty: send at least one character or one picture")
+        ids = [*self.begin, *ids]
         return RenderedPrompt(ids, visible_media(ids, self.image_token_id))
 
     def text(self, part: TextPart, number: int = 0) -> list[int]:
@@ -74,3 +73,10 @@ class PromptRenderer:
                 number,
             )
         return ids
+
+
+def special_id(tokenizer: Tokenizer, token: str) -> int:
+    found: int | None = tokenizer.token_to_id(token)
+    if found is None:
+        raise ValueError(f"the tokenizer lacks the special token {token}")
+    return found
