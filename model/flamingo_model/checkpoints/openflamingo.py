@@ -103,7 +103,9 @@ def flamingo_config(
     return FlamingoConfig(
         name=name,
         vision=vision,
-        resampler=ResamplerConfig(vision.dim, 64, 6, num_time_embeddings=0, **sizes),
+        resampler=ResamplerConfig(
+            vision.dim, num_latents=64, num_layers=6, num_time_embeddings=0, **sizes
+        ),
         cross_attention=CrossAttentionConfig(interval, norm_media=False, placement="last", **sizes),
         decoder=decoder,
         tokens=tokens,
