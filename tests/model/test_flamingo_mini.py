@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers as hf
 from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -265,6 +266,7 @@ def test_a_head_that_left_the_embedding_is_kept(tmp_path: Path) -> None:
         ("model", {"dim_visual": 64}, "dim_visual 64 is not the CLIP's 48"),
         ("model", {"resampler_depth": 1}, "leftover: .*resampler.layers.1"),
         ("lm", {"model_type": "llama"}, "the config lacks|no language model 'llama'"),
+        ("lm", {"vocab_size": 499}, "the tokenizer has a token 500, the model 500 rows"),
         ("lm", {"eos_token_id": 9999}, "the tokenizer lacks eos_token_id 9999"),
     ],
 )
@@ -275,6 +277,50 @@ def test_configs_that_do_not_fit_are_refused(
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(CheckpointError, match=said):
         load(tmp_path / "c")
+
+
+SHAPE = {"vocab_size": 504, "eos_token_id": 2, "num_hidden_layers": 4, "num_attention_heads": 4}
+OTHERS: dict[str, Callable[[], hf.PreTrainedConfig]] = {
+    "gpt2": lambda: hf.GPT2Config(n_embd=64, n_positions=128, **SHAPE),
+    "opt-350m": lambda: hf.OPTConfig(
+        hidden_size=64, ffn_dim=96, do_layer_norm_before=False, word_embed_proj_dim=32, **SHAPE
+    ),
+}
+
+
+def on_another_language_model(folder: Path, theirs: hf.PreTrainedModel) -> None:
+    """The language model's tensors in place of the old ones, all gates closed."""
+    path = folder / "model" / "pytorch_model.bin"
+    old = torch.load(path, weights_only=True)
+    layers = "h" if theirs.config.model_type == "gpt2" else "decoder.layers"
+    new = {k: v for k, v in old.items() if ".lm." not in k and "lm_head" not in k}
+    for name, tensor in old.items():
+        if ".xattn_block." in name:
+            closed = tensor * ("alpha" not in name)
+            new[name.replace("decoder.layers", layers)] = closed
+    for name, tensor in theirs.state_dict().items():
+        short = name.removeprefix("transformer.").removeprefix("model.")
+        for layer in (0, 2):
+            short = short.replace(f"{layers}.{layer}.", f"{layers}.{layer}.lm_block.")
+        new[f"flamingo.{short}" if name == "lm_head.weight" else f"flamingo.lm.{short}"] = tensor
+    torch.save(new, path)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_language_models_are_found_inside(tmp_path: Path, name: str) -> None:
+    folder = copied(tmp_path / "c")
+    torch.manual_seed(0)
+    theirs: hf.PreTrainedModel = hf.AutoModelForCausalLM.from_config(OTHERS[name]()).eval()
+    (folder / "lm" / "config.json").write_text(json.dumps(theirs.config.to_dict()))
+    theirs.resize_token_embeddings(505)
+    on_another_language_model(folder, theirs)
+    model, tokenizer = load(folder)
+    ids = [2, 40, 31, 50, 60]
+    expected = theirs(torch.tensor([ids])).logits[0]
+    torch.testing.assert_close(run(model, ids, no_media), expected, rtol=1e-4, atol=1e-5)
+    prompt = PromptRenderer(tokenizer, model.config.tokens).render([MediaPart(), TextPart("a")])
+    assert prompt.media_index[-1] == 0
+    assert prompt.token_ids[0] == (31 if name == "gpt2" else 2)  # GPT-2 gets no first token
 
 
 def test_saved_as_a_native_checkpoint_it_is_the_same(tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def load_flamingo_mini(
         config = flamingo_config(folder.resolve().name, values, language, tower)
         config = replace(config, decoder=with_head(config.decoder, theirs))
         config = replace(config, tokens=special_tokens(language, read))
+        check_rows(read, config.decoder.vocab_size)
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder} with {lm}: {error}") from error
     weights = Saved(config, family(language).keys).read(theirs, str(folder))
@@ -183,6 +184,11 @@ def special_tokens(language: Mapping[str, Any], tokenizer: Tokenizer) -> Special
     if end is None:
         raise ValueError(f"the tokenizer lacks eos_token_id {end_id}")
     return SpecialTokens(IMAGE, END_OF_CHUNK, end, begin, image_style="text")
+
+
+def check_rows(tokenizer: Tokenizer, num_rows: int) -> None:
+    if (highest := max(tokenizer.get_vocab().values())) >= num_rows:
+        raise ValueError(f"the tokenizer has a token {highest}, the model {num_rows} rows")
 
 
 # ---- weights
