@@ -279,6 +279,34 @@ def test_configs_that_do_not_fit_are_refused(
         load(tmp_path / "c")
 
 
+def test_a_tokenizer_in_its_first_form_gives_the_same_tokens(tmp_path: Path) -> None:
+    """As in OPT's folders, which have no tokenizer.json."""
+    folder = copied(tmp_path / "c")
+    (folder / "lm" / "tokenizer.json").unlink()
+    model, tokenizer = load(folder)
+    assert tokenizer.get_vocab() == loaded()[1].get_vocab()
+    first = PromptRenderer(tokenizer, model.config.tokens)
+    for case, number in ROWS:
+        row = Row(case, number)
+        assert first.render(parts(row.text)).token_ids == row.ids
+    (folder / "lm" / "special_tokens_map.json").unlink()
+    with pytest.raises(CheckpointError, match="special_tokens_map.json"):
+        load(folder)
+    (folder / "lm" / "vocab.json").unlink()
+    with pytest.raises(CheckpointError, match="tokenizer.json"):
+        load(folder)
+
+
+def test_the_tokenizer_may_lie_elsewhere(tmp_path: Path) -> None:
+    folder = copied(tmp_path / "c")
+    moved = shutil.copytree(folder / "lm", tmp_path / "elsewhere")
+    (folder / "lm" / "tokenizer.json").unlink()
+    (folder / "lm" / "vocab.json").unlink()
+    places = (folder / name for name in ("model", "lm", "clip"))
+    _, tokenizer = load_flamingo_mini(*places, tokenizer=moved)
+    assert tokenizer.get_vocab() == loaded()[1].get_vocab()
+
+
 SHAPE = {"vocab_size": 504, "eos_token_id": 2, "num_hidden_layers": 4, "num_attention_heads": 4}
 OTHERS: dict[str, Callable[[], hf.PreTrainedConfig]] = {
     "gpt2": lambda: hf.GPT2Config(n_embd=64, n_positions=128, **SHAPE),

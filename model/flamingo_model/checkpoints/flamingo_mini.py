@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from ..config import (
@@ -168,13 +168,32 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """The language model's, with `<EOC>` behind its own tokens; `<image>` stays plain text."""
     path = folder / "tokenizer.json"
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        is_whole = path.is_file() or not (folder / "vocab.json").is_file()
+        tokenizer = Tokenizer.from_file(str(path)) if is_whole else from_vocabulary(folder)
+    except CheckpointError:
+        raise
     except Exception as error:  # the tokenizers library raises bare Exception
         raise CheckpointError(f"{path}: {error}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    tokenizer.add_special_tokens([AddedToken(END_OF_CHUNK, special=True, normalized=False)])
+    tokenizer.add_special_tokens([special(END_OF_CHUNK)])
     return tokenizer
+
+
+def from_vocabulary(folder: Path) -> Tokenizer:
+    """GPT-2's and OPT's byte-level merges in their first form; OPT's folders have no other."""
+    files = (str(folder / "vocab.json"), str(folder / "merges.txt"))
+    tokenizer = Tokenizer(models.BPE.from_file(*files))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    named = read_json(folder / "special_tokens_map.json")
+    texts = [token["content"] if isinstance(token, dict) else token for token in named.values()]
+    tokenizer.add_special_tokens(list(map(special, dict.fromkeys(texts))))
+    return tokenizer
+
+
+def special(text: str) -> AddedToken:
+    return AddedToken(text, special=True, normalized=False)
 
 
 def special_tokens(language: Mapping[str, Any], tokenizer: Tokenizer) -> SpecialTokens:
