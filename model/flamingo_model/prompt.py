@@ -44,36 +44,41 @@ class PromptError(ValueError):
         self.part = part
 
 
-Encode = Callable[[TextPart, int, str], list[int]]
-"""(part, its number, what stands right before it) → tokens of both together."""
+Encode = Callable[[TextPart], list[int]]
 
 
 class Marker(Protocol):
     """How a picture stands in a prompt."""
 
     ids: frozenset[int]  # each of them says: here is a picture
-    reserved: frozenset[int]  # no text part may hold one
     never_answered: frozenset[int]
-    refusal: str
 
-    def write(self, parts: Sequence[Part], encode: Encode) -> list[int]: ...
+    def write(self, parts: Sequence[Part], encode: Encode) -> list[int]:
+        """Raises PromptError for a marker in a text part."""
 
 
 class TokenMarker:
     """One special token."""
 
     def __init__(self, tokenizer: Tokenizer, tokens: SpecialTokens) -> None:
-        self.image_token_id = special_id(tokenizer, tokens.image)
-        self.ids = self.reserved = self.never_answered = frozenset({self.image_token_id})
-        self.refusal = f"{tokens.image} in a text part has no picture: send a part of type image"
+        self.image_token, self.image_token_id = tokens.image, special_id(tokenizer, tokens.image)
+        self.ids = self.never_answered = frozenset({self.image_token_id})
 
     def write(self, parts: Sequence[Part], encode: Encode) -> list[int]:
         ids: list[int] = []
         for number, part in enumerate(parts):
             if isinstance(part, TextPart):
-                ids += encode(part, number, "")
+                ids += self.checked(encode(part), number)
             else:
                 ids.append(self.image_token_id)
+        return ids
+
+    def checked(self, ids: list[int], number: int) -> list[int]:
+        if self.image_token_id in ids:
+            raise PromptError(
+                f"{self.image_token} in a text part has no picture: send a part of type image",
+                number,
+            )
         return ids
 
 
@@ -88,37 +93,41 @@ class TextMarker:
     never_answered = frozenset[int]()
 
     def __init__(self, tokenizer: Tokenizer, tokens: SpecialTokens) -> None:
-        self.image, letter = tokens.image, tokens.image[:1]
-        marks = (
-            tokenizer.encode(mark, add_special_tokens=False) for mark in (letter, f" {letter}")
-        )
-        self.ids = frozenset(mark.ids[-1] for mark in marks)
-        added = tokenizer.get_added_tokens_decoder()
-        vocabulary = tokenizer.get_vocab().items()
-        self.reserved = frozenset(i for t, i in vocabulary if letter in t and i not in added)
-        self.refusal = (
-            f'this model takes every "{letter}" for a picture, so a text part must have none: '
-            "say it in words, and send pictures as parts of type image"
-        )
+        self.letter, self.rest = tokens.image[:1], tokens.image[1:]
+        marks = (self.letter, f" {self.letter}")
+        found = [tokenizer.encode(mark, add_special_tokens=False).ids[-1] for mark in marks]
+        self.plain, self.ids = found[0], frozenset(found)
+        added, vocabulary = tokenizer.get_added_tokens_decoder(), tokenizer.get_vocab().items()
+        self.reserved = frozenset(i for t, i in vocabulary if self.letter in t and i not in added)
 
     def write(self, parts: Sequence[Part], encode: Encode) -> list[int]:
-        return [i for mark, part, number in self.joined(parts) for i in encode(part, number, mark)]
-
-    def joined(self, parts: Sequence[Part]) -> list[tuple[str, TextPart, int]]:
-        """Each picture's text with the text behind it, and with one space from before it."""
-        found: list[tuple[str, TextPart, int]] = []
+        """A text is encoded with the end of the marker before it and the letter of the next."""
+        ids, before, text, at = list[int](), "", TextPart(""), 0
         for number, part in enumerate(parts):
-            mark, before, at = found[-1] if found else ("", TextPart(""), 0)
-            if isinstance(part, TextPart):
-                if mark and not before.text:
-                    found.pop()
-                found.append(("" if before.text else mark, part, number))
-                continue
-            space = " " if before.text.endswith(" ") else ""
-            if space:
-                found[-1] = (mark, replace(before, text=before.text[:-1]), at)
-            found.append((space + self.image, TextPart(""), number))
-        return found
+            if isinstance(part, MediaPart):
+                ids += self.up_to_media(before, text, at, encode)
+                before, text = self.rest, TextPart("")
+            else:
+                if text.text:
+                    ids += self.encoded(before, text, at, encode)
+                    before = ""
+                text, at = part, number
+        return ids + self.encoded(before, text, at, encode)
+
+    def up_to_media(self, before: str, text: TextPart, at: int, encode: Encode) -> list[int]:
+        alone = self.encoded(before, text, at, encode)
+        together = encode(replace(text, text=f"{before}{text.text}{self.letter}"))
+        return together if together[-1] in self.ids else [*alone, self.plain]
+
+    def encoded(self, before: str, text: TextPart, at: int, encode: Encode) -> list[int]:
+        ids = encode(replace(text, text=before + text.text))
+        if self.reserved.isdisjoint(ids):
+            return ids
+        raise PromptError(
+            f'this model takes every "{self.letter}" for a picture, so a text part must have none: '
+            "say it in words, and send pictures as parts of type image",
+            at,
+        )
 
 
 MARKERS: dict[str, Callable[[Tokenizer, SpecialTokens], Marker]] = {
@@ -139,18 +148,15 @@ class PromptRenderer:
 
     def render(self, parts: Sequence[Part]) -> RenderedPrompt:
         """Raises PromptError for an empty prompt and for a picture's marker written into text."""
-        ids = self.marker.write(parts, self.text)
+        ids = self.marker.write(parts, self.encode)
         if not ids:
             raise PromptError("the prompt is empty: send at least one character or one picture")
         ids = [*self.begin, *ids]
         return RenderedPrompt(ids, last_marked_media(ids, self.marker.ids))
 
-    def text(self, part: TextPart, number: int = 0, mark: str = "") -> list[int]:
-        """`mark` is ours, one token of it says that a picture is here: its first."""
+    def encode(self, part: TextPart) -> list[int]:
         tokenizer = self.special if part.special_tokens else self.literal
-        ids: list[int] = tokenizer.encode(mark + part.text, add_special_tokens=False).ids
-        if not self.marker.reserved.isdisjoint(ids[bool(mark) :]):
-            raise PromptError(self.marker.refusal, number)
+        ids: list[int] = tokenizer.encode(part.text, add_special_tokens=False).ids
         return ids
 
 

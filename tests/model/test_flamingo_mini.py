@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -168,6 +170,28 @@ def test_both_letters_mark_a_picture_and_one_space_before_it_is_its_own() -> Non
         prompt = renderer().render([TextPart(text), MediaPart()])
         assert [i for i in prompt.token_ids if i in MARKERS] == [marker]
         assert loaded()[1].decode(prompt.token_ids[1:]) == f"{text}<image>"
+
+
+def with_merges(*pairs: tuple[str, str]) -> Tokenizer:
+    """The tokenizer with a few merges of GPT-2's that it lacks."""
+    values = json.loads((FOLDER / "lm" / "tokenizer.json").read_text())
+    vocab, merges = values["model"]["vocab"], values["model"]["merges"]
+    for left, right in pairs:
+        vocab.setdefault(left + right, len(vocab))
+        merges.append([left, right] if isinstance(merges[0], list) else f"{left} {right}")
+    return Tokenizer.from_str(json.dumps(values))
+
+
+@given(st.lists(st.text("a1 .>\n", max_size=4), min_size=2, max_size=4))
+def test_tokens_are_those_of_the_whole_text_unless_that_loses_a_picture(texts: list[str]) -> None:
+    tokenizer = with_merges(("Ċ", "Ċ"), ("Ġ", "Ġ"), (".", "<"), (">", "<"))
+    whole = tokenizer.encode("<image>".join(texts), add_special_tokens=True).ids
+    renderer = PromptRenderer(tokenizer, loaded()[0].config.tokens)
+    prompt = renderer.render(parts("<image>".join(texts)))
+    num_marked = sum(i in MARKERS for i in whole)
+    assert max(prompt.media_index) + 1 == len(texts) - 1 >= num_marked
+    assert tokenizer.decode(prompt.token_ids[1:]) == "<image>".join(texts)
+    assert (prompt.token_ids == whole) == (num_marked == len(texts) - 1)
 
 
 @pytest.mark.parametrize("text", ["a < b", "<image>", "<EOC>", "</s>", "a<", "->.<-", "<" * 9])
