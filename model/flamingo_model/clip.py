@@ -13,7 +13,8 @@ from .config import VisionConfig
 class ClipTower(nn.Module):
     """[N, 3, size, size] → [N, S, dim]: the patches as the last layer leaves them.
 
-    Neither the class token nor CLIP's final norm: OpenFlamingo's resampler was trained so.
+    Without CLIP's final norm; the class token stands before the patches if the config keeps it
+    (flamingo-mini does, OpenFlamingo does not).
     """
 
     def __init__(self, config: VisionConfig) -> None:
@@ -23,13 +24,14 @@ class ClipTower(nn.Module):
         self.pre_layrnorm = tower.pre_layrnorm  # their spelling, in every published file
         self.encoder = tower.encoder
         # Computed, so in no file: it must be real even where the weights are still to come.
-        ids = torch.arange(config.num_tokens + 1, device="cpu").unsqueeze(0)
+        ids = torch.arange(config.num_patches + 1, device="cpu").unsqueeze(0)
         self.embeddings.position_ids = ids
+        self.num_skipped = 0 if config.keep_class_token else 1
 
     def forward(self, pixels: Tensor) -> Tensor:
-        hidden = self.pre_layrnorm(self.embeddings(pixels))  # [N, 1 + S, dim]
-        out: Tensor = self.encoder(inputs_embeds=hidden).last_hidden_state[:, 1:]
-        return out
+        hidden = self.pre_layrnorm(self.embeddings(pixels))  # [N, 1 + patches, dim]
+        out: Tensor = self.encoder(inputs_embeds=hidden).last_hidden_state
+        return out[:, self.num_skipped :]
 
 
 def build_clip(config: VisionConfig) -> Any:

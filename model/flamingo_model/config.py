@@ -70,8 +70,8 @@ NFNET_BLOCKS = {f"f{i}": (i + 1, 2 * i + 2, 6 * i + 6, 3 * i + 3) for i in range
 class VisionConfig:
     """The frozen picture tower: pixels [N, 3, size, size] → tokens [N, S, dim].
 
-    `widths` and `blocks` shape a `conv` tower; `patch_size` to `norm_eps` a `clip` tower, whose
-    defaults are those of ViT-L/14.
+    `widths` and `blocks` shape a `conv` tower; `patch_size` to `keep_class_token` a `clip` tower,
+    whose defaults are those of ViT-L/14.
     """
 
     image_size: int
@@ -86,6 +86,7 @@ class VisionConfig:
     ff_dim: int = 4096
     activation: str = "quick_gelu"
     norm_eps: float = 1e-5
+    keep_class_token: bool = False
     transform: str = "pad"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
@@ -96,6 +97,8 @@ class VisionConfig:
             raise ValueError(f"vision.kind {self.kind!r} is not known; known: {known}")
         if len(self.widths) != len(self.blocks):
             raise ValueError("vision.widths and vision.blocks must be equally long")
+        if self.keep_class_token and self.kind != "clip":
+            raise ValueError("vision.keep_class_token needs a tower of kind 'clip'")
         self.pixel_transform()  # raises for an unknown kind, as everything here does
         _VISION_CHECKS[self.kind](self)
 
@@ -120,7 +123,11 @@ class VisionConfig:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens per frame, S: the last grid flattened."""
+        """Tokens per frame, S: the last grid flattened, and the class token where it is kept."""
+        return self.num_patches + self.keep_class_token
+
+    @property
+    def num_patches(self) -> int:
         return _VISION_SIDES[self.kind](self) ** 2
 
 
@@ -327,14 +334,33 @@ class DecoderConfig:
         return self.embed_dim or self.dim
 
 
+IMAGE_STYLES = ("token", "text")
+"""How a picture stands in a prompt; `prompt.py` says what each one does."""
+
+
 @dataclass(frozen=True)
 class SpecialTokens:
-    """The texts of the tokens that carry structure; their ids come from the tokenizer."""
+    """The texts of the tokens that carry structure; their ids come from the tokenizer.
+
+    `image_style`: `image` is a `token`, or plain `text` of several tokens (flamingo-mini).
+    """
 
     image: str = "<image>"
     end_of_chunk: str = "<|endofchunk|>"
     end_of_text: str = "<|endoftext|>"
     begin: str | None = None  # before every prompt, where the language model wants it
+    image_style: str = "token"
+
+    def __post_init__(self) -> None:
+        if self.image_style not in IMAGE_STYLES:
+            raise ValueError(
+                f"tokens.image_style {self.image_style!r} is not known; known: {IMAGE_STYLES}"
+            )
+
+    def single(self) -> list[str]:
+        """Those that are one special token each."""
+        image = [self.image] if self.image_style == "token" else []
+        return [*image, self.end_of_chunk, self.end_of_text, *([self.begin] if self.begin else [])]
 
 
 TEMPLATE_FAMILIES = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,19 @@ CrossAttend = Callable[[int, Tensor], Tensor]
 
 
 def visible_media(token_ids: Sequence[int], image_token_id: int) -> list[int]:
+    """`last_marked_media` where one token stands for every media."""
+    return last_marked_media(token_ids, {image_token_id})
+
+
+def last_marked_media(token_ids: Sequence[int], marker_ids: Collection[int]) -> list[int]:
     """For each token the index of the one media it sees, or -1 for none.
 
     The paper's φ (section 3.1.3): a token sees the last media at or before it, and no other;
-    text before the first media sees nothing.
+    text before the first media sees nothing. Any of `marker_ids` is where a media stands.
     """
     seen, index = -1, []
     for token in token_ids:
-        seen += token == image_token_id
+        seen += token in marker_ids
         index.append(seen)
     return index
 

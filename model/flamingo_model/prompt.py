@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from tokenizers import Tokenizer
 
 from .config import SpecialTokens
-from .cross_attention import visible_media
+from .cross_attention import last_marked_media
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,98 @@ class PromptError(ValueError):
         self.part = part
 
 
+Encode = Callable[[TextPart], list[int]]
+
+
+class Marker(Protocol):
+    """How a picture stands in a prompt."""
+
+    ids: frozenset[int]  # each of them says: here is a picture
+    never_answered: frozenset[int]
+
+    def write(self, parts: Sequence[Part], encode: Encode) -> list[int]:
+        """Raises PromptError for a marker in a text part."""
+
+
+class TokenMarker:
+    """One special token."""
+
+    def __init__(self, tokenizer: Tokenizer, tokens: SpecialTokens) -> None:
+        self.image_token, self.image_token_id = tokens.image, special_id(tokenizer, tokens.image)
+        self.ids = self.never_answered = frozenset({self.image_token_id})
+
+    def write(self, parts: Sequence[Part], encode: Encode) -> list[int]:
+        ids: list[int] = []
+        for number, part in enumerate(parts):
+            if isinstance(part, TextPart):
+                ids += self.checked(encode(part), number)
+            else:
+                ids.append(self.image_token_id)
+        return ids
+
+    def checked(self, ids: list[int], number: int) -> list[int]:
+        if self.image_token_id in ids:
+            raise PromptError(
+                f"{self.image_token} in a text part has no picture: send a part of type image",
+                number,
+            )
+        return ids
+
+
+class TextMarker:
+    """Plain text, and a picture is wherever a token is its first letter, a space before or not.
+
+    flamingo-mini, for `<image>`: in its own code any `<` of a text counts as a picture; here none
+    can be sent. And the picture's `<` is always a token of its own, where its code would join it to
+    punctuation right before it and lose the picture. Other prompts get the tokens of its code.
+    """
+
+    never_answered = frozenset[int]()
+
+    def __init__(self, tokenizer: Tokenizer, tokens: SpecialTokens) -> None:
+        self.letter, self.rest = tokens.image[:1], tokens.image[1:]
+        marks = (self.letter, f" {self.letter}")
+        found = [tokenizer.encode(mark, add_special_tokens=False).ids[-1] for mark in marks]
+        self.plain, self.ids = found[0], frozenset(found)
+        added, vocabulary = tokenizer.get_added_tokens_decoder(), tokenizer.get_vocab().items()
+        self.reserved = frozenset(i for t, i in vocabulary if self.letter in t and i not in added)
+
+    def write(self, parts: Sequence[Part], encode: Encode) -> list[int]:
+        """A text is encoded with the end of the marker before it and the letter of the next."""
+        ids, before, text, at = list[int](), "", TextPart(""), 0
+        for number, part in enumerate(parts):
+            if isinstance(part, MediaPart):
+                ids += self.up_to_media(before, text, at, encode)
+                before, text = self.rest, TextPart("")
+            else:
+                if text.text:
+                    ids += self.encoded(before, text, at, encode)
+                    before = ""
+                text, at = part, number
+        return ids + self.encoded(before, text, at, encode)
+
+    def up_to_media(self, before: str, text: TextPart, at: int, encode: Encode) -> list[int]:
+        alone = self.encoded(before, text, at, encode)
+        together = encode(replace(text, text=f"{before}{text.text}{self.letter}"))
+        return together if together[-1] in self.ids else [*alone, self.plain]
+
+    def encoded(self, before: str, text: TextPart, at: int, encode: Encode) -> list[int]:
+        ids = encode(replace(text, text=before + text.text))
+        if self.reserved.isdisjoint(ids):
+            return ids
+        raise PromptError(
+            f'this model takes every "{self.letter}" for a picture, so a text part must have none: '
+            "say it in words, and send pictures as parts of type image",
+            at,
+        )
+
+
+MARKERS: dict[str, Callable[[Tokenizer, SpecialTokens], Marker]] = {
+    "token": TokenMarker,
+    "text": TextMarker,
+}
+
+
 class PromptRenderer:
     """Two views of the tokenizer: one that knows special tokens in text, one that does not."""
 
@@ -50,28 +143,20 @@ class PromptRenderer:
         self.special = tokenizer
         self.literal = Tokenizer.from_str(tokenizer.to_str())
         self.literal.encode_special_tokens = True
-        self.image_token = tokens.image
-        self.image_token_id = special_id(tokenizer, tokens.image)
+        self.marker = MARKERS[tokens.image_style](tokenizer, tokens)
         self.begin = [special_id(tokenizer, tokens.begin)] if tokens.begin else []
 
     def render(self, parts: Sequence[Part]) -> RenderedPrompt:
-        """Raises PromptError for an empty prompt and for an image token written into text."""
-        ids: list[int] = []
-        for number, part in enumerate(parts):
-            ids += [self.image_token_id] if isinstance(part, MediaPart) else self.text(part, number)
+        """Raises PromptError for an empty prompt and for a picture's marker written into text."""
+        ids = self.marker.write(parts, self.encode)
         if not ids:
             raise PromptError("the prompt is empty: send at least one character or one picture")
         ids = [*self.begin, *ids]
-        return RenderedPrompt(ids, visible_media(ids, self.image_token_id))
+        return RenderedPrompt(ids, last_marked_media(ids, self.marker.ids))
 
-    def text(self, part: TextPart, number: int = 0) -> list[int]:
+    def encode(self, part: TextPart) -> list[int]:
         tokenizer = self.special if part.special_tokens else self.literal
         ids: list[int] = tokenizer.encode(part.text, add_special_tokens=False).ids
-        if self.image_token_id in ids:
-            raise PromptError(
-                f"{self.image_token} in a text part has no picture: send a part of type image",
-                number,
-            )
         return ids
 
 

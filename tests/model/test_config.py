@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flamingo_model.config import (
+    IMAGE_STYLES,
     CrossAttentionConfig,
     DecoderConfig,
     FlamingoConfig,
@@ -33,7 +34,7 @@ def test_json_gives_the_config_back(tmp_path: Path) -> None:
     assert FlamingoConfig.load(tmp_path / "config.json") == tiny_config(interval=2)
 
 
-@given(st.from_type(SpecialTokens), st.text())
+@given(st.builds(SpecialTokens, image_style=st.sampled_from(IMAGE_STYLES)), st.text())
 def test_any_text_survives_json(tokens: SpecialTokens, name: str) -> None:
     values = changed(tokens=vars(tokens), name=name)
     config = FlamingoConfig.from_dict(values)

@@ -70,9 +70,8 @@ def load_tokenizer(path: Path, config: FlamingoConfig) -> Tokenizer:
         raise CheckpointError(f"{path}: {error}") from error
     tokenizer.no_truncation()  # a prompt is never cut or padded behind the client's back
     tokenizer.no_padding()
-    wanted = (config.tokens.image, config.tokens.end_of_chunk, config.tokens.end_of_text)
     special = {t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special}
-    if lacking := [token for token in wanted if token not in special]:
+    if lacking := [token for token in config.tokens.single() if token not in special]:
         raise CheckpointError(f"{path}: the tokenizer lacks the special tokens {lacking}")
     if max(tokenizer.get_vocab().values()) >= config.decoder.vocab_size:
         raise CheckpointError(f"{path}: more tokens than the decoder's {config.decoder.vocab_size}")

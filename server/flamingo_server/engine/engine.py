@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from flamingo_model.config import FlamingoConfig
+from flamingo_model.prompt import MARKERS
 
 from ..errors import DeadlineExceeded, Draining, EngineFailure, QueueFull
 from .detokenize import Detokenizer
@@ -72,12 +73,11 @@ class Engine:
     ) -> None:
         tokens = config.tokens
         self.limits, self.tokenizer, self.runner = limits, tokenizer, runner
-        self.image_id, *self.stop_ids = (
-            token_id(tokenizer, token)
-            for token in (tokens.image, tokens.end_of_chunk, tokens.end_of_text)
-        )
+        ends = (tokens.end_of_chunk, tokens.end_of_text)
+        self.stop_ids = [token_id(tokenizer, token) for token in ends]
+        never = MARKERS[tokens.image_style](tokenizer, tokens).never_answered
         spare = range(tokenizer.get_vocab_size(), config.decoder.vocab_size)
-        self.banned = [self.image_id, *spare]  # a generated picture does not exist
+        self.banned = [*never, *spare]  # a generated picture does not exist
         self.media = MediaCache(limits.num_media_slots)
         self.loader = MediaLoader(runner, self.media, limits.latents_bytes)
         self.scheduler = Scheduler(limits.num_rows, limits.max_step_tokens, self.media)
