@@ -88,10 +88,12 @@ def document(ids: Sequence[int], row: int = 0, first_slot: int = 0) -> Chunk:
 class Cached:
     """A model with its caches, stepped as the engine's runner does."""
 
-    def __init__(self, model: Flamingo, num_rows: int = 4, num_slots: int = 8) -> None:
+    def __init__(
+        self, model: Flamingo, num_rows: int = 4, num_slots: int = 8, max_length: int = 48
+    ) -> None:
         self.model = model
         dtype = model.decoder.embed.weight.dtype
-        self.rows = SelfAttentionCache(model.config, num_rows, max_length=48, dtype=dtype)
+        self.rows = SelfAttentionCache(model.config, num_rows, max_length, dtype=dtype)
         self.media = MediaSlots(model.config, num_slots, dtype=dtype)
 
     def show(self, slots: list[int], pixels: Tensor) -> None:

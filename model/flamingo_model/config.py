@@ -74,6 +74,11 @@ class VisionConfig:
     transform: str = "pad"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
+    patch_size: int = 14  # this and the next four: of a vision transformer; CLIP's ViT-H/14
+    num_layers: int = 32
+    num_heads: int = 16
+    ff_dim: int = 5120
+    activation: str = "gelu"
 
     def __post_init__(self) -> None:
         if self.kind not in _VISION_CHECKS:
@@ -105,7 +110,9 @@ class VisionConfig:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens per frame, S: the last grid flattened."""
+        """Tokens per frame, S: the last grid flattened, before it a transformer's class token."""
+        if self.kind == "idefics":
+            return (self.image_size // self.patch_size) ** 2 + 1
         halvings = len(self.widths) + (self.kind == "nfnet")  # its stem halves once more
         side = -(-self.image_size // 2**halvings)  # a stage halves and rounds up
         return int(side**2)
@@ -127,15 +134,22 @@ def _check_nfnet(config: VisionConfig) -> None:
         raise ValueError("half of each of vision.widths must be a multiple of vision.group_width")
 
 
-_VISION_CHECKS = {"conv": _check_conv, "nfnet": _check_nfnet}
+def _check_transformer(config: VisionConfig) -> None:
+    if config.image_size < config.patch_size:
+        raise ValueError("vision.image_size must be at least vision.patch_size")
+    if config.dim % config.num_heads:
+        raise ValueError("vision.dim must be a multiple of vision.num_heads")
+
+
+_VISION_CHECKS = {"conv": _check_conv, "nfnet": _check_nfnet, "idefics": _check_transformer}
 
 
 @dataclass(frozen=True)
 class ResamplerConfig:
     """Perceiver Resampler (paper, section 3.1.1): any number of tokens → `num_latents`.
 
-    `kind`: `perceiver`, or the paper's ablations `transformer` and `mlp`. With `has_projection`
-    a linear map brings the tower's tokens to `dim`.
+    `kind`: `perceiver`, the paper's ablations `transformer` and `mlp`, or `idefics`. With
+    `has_projection` a linear map brings the tower's tokens to `dim`.
     """
 
     dim: int
@@ -147,13 +161,23 @@ class ResamplerConfig:
     head_dim: int = 96
     ff_mult: int = 4
     num_time_embeddings: int = 8
+    query_key_norm: bool = False  # of each head, IDEFICS only
 
     def __post_init__(self) -> None:
-        if self.kind not in ("perceiver", "transformer", "mlp"):
+        if self.kind not in ("perceiver", "transformer", "mlp", "idefics"):
             raise ValueError(
                 f"resampler.kind {self.kind!r} is not known; "
-                "known: 'perceiver', 'transformer', 'mlp'"
+                "known: 'perceiver', 'transformer', 'mlp', 'idefics'"
             )
+        if self.query_key_norm and self.kind != "idefics":
+            raise ValueError("resampler.query_key_norm needs resampler.kind 'idefics'")
+
+
+CROSS_ATTENTION_CHOICES = {
+    "kind": ("flamingo", "idefics"),
+    "media_rule": ("last", "until_end_of_text", "legacy"),
+}
+"""What `cross_attention.py` has an entry for; it says what each one does."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +186,7 @@ class CrossAttentionConfig:
 
     The rest are the paper's ablations: without `has_feed_forward` it is VANILLA XATTN, without
     `is_gated` it starts as no identity, and with `sees_all_media` a token sees every media so far.
+    `kind` `idefics` has RMSNorms and SwiGLU; `media_rule` says which token sees which media.
     """
 
     interval: int = 1
@@ -171,6 +196,23 @@ class CrossAttentionConfig:
     has_feed_forward: bool = True
     is_gated: bool = True
     sees_all_media: bool = False
+    kind: str = "flamingo"
+    media_rule: str = "last"
+    ff_dim: int | None = None  # this and the rest: IDEFICS only; None: ff_mult times the width
+    norm_eps: float = 1e-6
+    query_key_norm: bool = False  # of each head
+    has_vector_gates: bool = False
+
+    def __post_init__(self) -> None:
+        for name, known in CROSS_ATTENTION_CHOICES.items():
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"cross_attention.{name} {value!r} is not known; known: {known}")
+        if self.kind == "idefics" and not (self.has_feed_forward and self.is_gated):
+            raise ValueError("cross_attention.kind 'idefics' has a feed-forward and gates")
+        if self.kind != "idefics" and (self.query_key_norm or self.has_vector_gates):
+            raise ValueError(
+                "query_key_norm and has_vector_gates need cross_attention.kind 'idefics'"
+            )
 
     def has_block(self, layer: int) -> bool:
         """Blocks start "from the very first layer" (paper, section 3.1.2)."""
@@ -272,6 +314,10 @@ class SpecialTokens:
     end_of_text: str = "<|endoftext|>"
 
 
+PROMPT_KINDS = ("plain", "idefics")
+"""What `prompt.py` has a renderer for."""
+
+
 @dataclass(frozen=True)
 class FlamingoConfig:
     """The whole checkpoint. `name` is what clients send as `model`."""
@@ -282,11 +328,14 @@ class FlamingoConfig:
     cross_attention: CrossAttentionConfig
     decoder: DecoderConfig
     tokens: SpecialTokens = field(default_factory=SpecialTokens)
+    prompt: str = "plain"
     format: str = "flamingo-native-1"
 
     def __post_init__(self) -> None:
         if self.format != "flamingo-native-1":
             raise ValueError(f"format {self.format!r} is not known; known: 'flamingo-native-1'")
+        if self.prompt not in PROMPT_KINDS:
+            raise ValueError(f"prompt {self.prompt!r} is not known; known: {PROMPT_KINDS}")
         if not self.resampler.has_projection and self.resampler.dim != self.vision.dim:
             raise ValueError("resampler.dim must equal vision.dim: the resampler has no projection")
 

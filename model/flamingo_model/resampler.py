@@ -45,11 +45,14 @@ class ResamplerLayer(nn.Module):
     def attend(self, latents: Tensor, features: Tensor) -> Tensor:
         keys_values = self.to_kv(torch.cat([features, latents], dim=1))
         k, v = (self.split(x) for x in keys_values.chunk(2, dim=-1))
-        q = self.split(self.to_q(latents))
+        q, k = self.normed(self.split(self.to_q(latents)), k)
         # Written out: the fused kernel is many times slower for so few queries on a CPU.
         out = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1) @ v
         merged: Tensor = self.to_out(out.transpose(1, 2).flatten(2))
         return merged
+
+    def normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        return q, k
 
     def split(self, x: Tensor) -> Tensor:
         heads = torch.unflatten(x, -1, (self.num_heads, -1))
@@ -137,11 +140,46 @@ class MLPResampler(PerceiverResampler):
         return latents
 
 
+class ReluFeedForward(FeedForward):
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down(F.relu(self.up(self.norm(x))))
+        return out
+
+
+class IdeficsResamplerLayer(ResamplerLayer):
+    """A plain ReLU; queries and keys may have a LayerNorm in each head."""
+
+    def __init__(self, config: ResamplerConfig) -> None:
+        super().__init__(config)
+        has_norms = config.query_key_norm
+        self.q_norm = nn.LayerNorm(config.head_dim) if has_norms else nn.Identity()
+        self.k_norm = nn.LayerNorm(config.head_dim) if has_norms else nn.Identity()
+        self.feed_forward = ReluFeedForward(config.dim, config.ff_mult)
+
+    def normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        return self.q_norm(q), self.k_norm(k)
+
+
+class IdeficsResampler(PerceiverResampler):
+    """IDEFICS saw pictures alone: it has no time embeddings."""
+
+    def __init__(self, config: ResamplerConfig, media_dim: int | None = None) -> None:
+        super().__init__(config, media_dim)
+        self.register_parameter("time_embeddings", None)
+
+    def make_layer(self, config: ResamplerConfig) -> nn.Module:
+        return IdeficsResamplerLayer(config)
+
+    def time(self, num_frames: int) -> Tensor:
+        return self.latents.new_zeros(num_frames, 1, 1)
+
+
 def build_resampler(config: ResamplerConfig, vision: VisionConfig) -> PerceiverResampler:
     """The resampler that `config.kind` names, for the tokens of this tower."""
     kinds: dict[str, type[PerceiverResampler]] = {
         "perceiver": PerceiverResampler,
         "transformer": TransformerResampler,
         "mlp": MLPResampler,
+        "idefics": IdeficsResampler,
     }
     return kinds[config.kind](config, vision.dim)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import VisionConfig
+from .idefics_vision import IdeficsTower
 from .nfnet import NFNet
 
 
@@ -52,5 +53,9 @@ class ConvTower(nn.Module):
 
 def build_vision(config: VisionConfig) -> nn.Module:
     """The tower that `config.kind` names."""
-    towers: dict[str, type[nn.Module]] = {"conv": ConvTower, "nfnet": NFNet}
+    towers: dict[str, type[nn.Module]] = {
+        "conv": ConvTower,
+        "nfnet": NFNet,
+        "idefics": IdeficsTower,
+    }
     return towers[config.kind](config)

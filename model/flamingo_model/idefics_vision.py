@@ -1,0 +1,44 @@
+"""IDEFICS' picture tower: a CLIP ViT, run by transformers, which only this tower needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import VisionConfig
+
+
+class IdeficsTower(nn.Module):
+    """[N, 3, size, size] → [N, S, dim]: class token and patches, without CLIP's last LayerNorm."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        from transformers.models.idefics.configuration_idefics import IdeficsVisionConfig
+        from transformers.models.idefics.vision import IdeficsVisionTransformer
+
+        theirs = IdeficsVisionConfig(
+            embed_dim=config.dim,
+            image_size=config.image_size,
+            patch_size=config.patch_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            intermediate_size=config.ff_dim,
+            hidden_act=config.activation,
+        )
+        self.model = IdeficsVisionTransformer(theirs)
+        self.register_load_state_dict_post_hook(number_patches)  # type: ignore[no-untyped-call]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        tokens: Tensor = self.model(pixels).last_hidden_state
+        return tokens
+
+
+def number_patches(tower: nn.Module, keys: Any) -> None:
+    """Patch numbers are in no file, and a tower made on the meta device has none yet."""
+    embeddings = tower.get_submodule("model.embeddings")
+    table = embeddings.get_parameter("position_embedding.weight")
+    embeddings.register_buffer(
+        "position_ids", torch.arange(len(table), device=table.device)[None], persistent=False
+    )
