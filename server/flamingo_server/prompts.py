@@ -35,7 +35,9 @@ class PromptBuilder:
         rendered = await self.render(parts)
         self.check_length(len(rendered.token_ids))
         media = await asyncio.gather(*(self.load(part, i) for i, part in images))
-        return Prompt(rendered.token_ids, rendered.media_index, list(media))
+        return Prompt(
+            rendered.token_ids, rendered.media_index, list(media), rendered.generated_media
+        )
 
     def check_counts(self, parts: Sequence[WirePart], num_media: int) -> None:
         if num_media > self.max_media:

@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 from tokenizers import Tokenizer
 
-from flamingo_model.checkpoints.native import EMBEDDED, load_native
-from flamingo_model.prompt import PromptRenderer
+from flamingo_model.checkpoints.load import load_checkpoint
+from flamingo_model.checkpoints.native import EMBEDDED
+from flamingo_model.prompt import build_renderer
 
 from .config import Settings
 from .engine.engine import Engine, EngineStats
@@ -58,7 +59,7 @@ class Service:
         torch.set_num_threads(self.settings.threads or os.cpu_count() or 1)
         embedded = self.settings.model == "embedded"
         folder = EMBEDDED if embedded else Path(self.settings.model)
-        model, self.tokenizer = load_native(folder, self.device())
+        model, self.tokenizer = load_checkpoint(folder, self.device())
         config = model.config
         transform = config.vision.pixel_transform()
         limit = min(self.settings.max_tokens, config.decoder.max_positions)
@@ -68,7 +69,7 @@ class Service:
         self.engine = Engine(config, runner, self.tokenizer, limits)
         self.pool = MediaPool(transform, self.settings.media_limits(), self.settings.media_workers)
         self.prompts = PromptBuilder(
-            PromptRenderer(self.tokenizer, config.tokens),
+            build_renderer(self.tokenizer, config),
             self.pool,
             limit,
             self.settings.max_media,

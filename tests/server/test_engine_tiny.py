@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fakes import END_OF_CHUNK, IMAGE, TOKENIZER, Answer, drive, step, text_ids
-from flamingo_model.prompt import visible_media
+from flamingo_model.cross_attention import visible_media
 from flamingo_server.engine.engine import Engine
 from flamingo_server.engine.limits import EngineLimits
 from flamingo_server.engine.request import Media, Prompt, Sampling

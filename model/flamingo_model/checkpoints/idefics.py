@@ -121,8 +121,11 @@ def load_idefics(
     tokenizer = read_tokenizer(folder / "tokenizer.json")
     config = load_config(folder, special_tokens(tokenizer))
     check_tokenizer(tokenizer, config, folder / "tokenizer.json")
-    with torch.device("meta"):
-        model = Flamingo(config)
+    try:
+        with torch.device("meta"):
+            model = Flamingo(config)
+    except ImportError as error:
+        raise CheckpointError(f"{folder}: its picture tower needs transformers: {error}") from error
     weights = convert(read_folder(folder), model, str(folder))
     weights = {k: v.to(device=device, dtype=dtype) for k, v in weights.items()}
     model.load_state_dict(weights, assign=True)
