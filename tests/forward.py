@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
@@ -32,9 +32,11 @@ def pictures(num: int, seed: int = 0, num_frames: int = 1) -> Tensor:
     return torch.randn(num, num_frames, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
 
 
-def look(model: Flamingo, ids: Sequence[int], latents: Tensor) -> DenseCrossAttention:
+def look(
+    model: Flamingo, ids: Sequence[int], latents: Tensor, image: int = IMAGE
+) -> DenseCrossAttention:
     """Cross-attention of one document whose pictures are `latents` [M, R, dim]."""
-    index = torch.tensor([visible_media(ids, IMAGE)])
+    index = torch.tensor([visible_media(ids, image)])
     sees_all = model.config.cross_attention.sees_all_media
     return DenseCrossAttention(
         model.project_media(latents.unsqueeze(0)), media_mask(index, len(latents), sees_all)
@@ -50,50 +52,68 @@ def run(model: Flamingo, ids: Sequence[int], cross_attend: CrossAttend) -> Tenso
     return model.logits(hidden)[0]
 
 
-def dense(model: Flamingo, ids: Sequence[int], pixels: Tensor) -> Tensor:
+def bare(model: Flamingo, ids: Sequence[int]) -> Tensor:
+    """The decoder alone."""
+    tokens, positions = torch.tensor([ids]), torch.arange(len(ids)).unsqueeze(0)
+    return model.logits(model.decoder(tokens, positions, DenseSelfAttention(1, len(ids))))[0]
+
+
+def dense(model: Flamingo, ids: Sequence[int], pixels: Tensor, image: int = IMAGE) -> Tensor:
     """Logits [T, vocab] of one document and its pictures [M, T, 3, H, W], without a cache."""
-    return run(model, ids, look(model, ids, model.encode_media(pixels)))
+    latents = model.encode_media(pixels)
+    return run(model, ids, look(model, ids, latents, image))
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some tokens of one sequence: the first at position `start`, each with the slot it sees."""
+    """Some tokens of one sequence: the first at position `start`, each with the slot it sees.
+
+    A token of a model that looks at all pictures sees every slot from `first_slot` on.
+    """
 
     row: int
     ids: Sequence[int]
     slots: Sequence[int]
     start: int = 0
+    first_slot: int | None = None
 
     def cut(self, begin: int, end: int | None = None) -> Chunk:
-        return Chunk(self.row, self.ids[begin:end], self.slots[begin:end], self.start + begin)
+        ids, slots = self.ids[begin:end], self.slots[begin:end]
+        return replace(self, ids=ids, slots=slots, start=self.start + begin)
+
+    def earlier(self, slot: int) -> list[int]:
+        return [] if self.first_slot is None else list(range(self.first_slot, slot))
 
     def runs(self, offset: int) -> list[MediaRun]:
         """Neighbouring tokens that see the same picture."""
         found = []
         for slot, same in groupby(self.slots):
             begin, offset = offset, offset + len(list(same))
-            found.append(MediaRun(slot, begin, offset))
+            found.append(MediaRun(slot, begin, offset, tuple(self.earlier(slot))))
         return [run for run in found if run.slot >= 0]
 
     def span(self, offset: int) -> Span:
         return Span(self.row, offset, offset + len(self.ids), self.start)
 
 
-def document(ids: Sequence[int], row: int = 0, first_slot: int = 0) -> Chunk:
+def document(
+    ids: Sequence[int], row: int = 0, first_slot: int = 0, sees_all: bool = False
+) -> Chunk:
     """A whole document, its pictures in neighbouring slots."""
     index = visible_media(ids, IMAGE)
-    return Chunk(row, ids, [first_slot + i if i >= 0 else -1 for i in index])
+    slots = [first_slot + i if i >= 0 else -1 for i in index]
+    return Chunk(row, ids, slots, first_slot=first_slot if sees_all else None)
 
 
 class Cached:
     """A model with its caches, stepped as the engine's runner does."""
 
     def __init__(
-        self, model: Flamingo, num_rows: int = 4, num_slots: int = 8, max_length: int = 48
+        self, model: Flamingo, num_rows: int = 4, num_slots: int = 8, length: int = 48
     ) -> None:
         self.model = model
         dtype = model.decoder.embed.weight.dtype
-        self.rows = SelfAttentionCache(model.config, num_rows, max_length, dtype=dtype)
+        self.rows = SelfAttentionCache(model.config, num_rows, max_length=length, dtype=dtype)
         self.media = MediaSlots(model.config, num_slots, dtype=dtype)
 
     def show(self, slots: list[int], pixels: Tensor) -> None:
@@ -124,7 +144,16 @@ def flat_batch(decodes: Sequence[Chunk], prefills: Sequence[Chunk]) -> Batch:
         positions=torch.tensor([c.start + i for c in chunks for i in range(len(c.ids))]),
         rows=torch.tensor([c.row for c in chunks for _ in c.ids]),
         num_decoding=len(decodes),
-        media_slots=torch.tensor([c.slots[0] for c in decodes], dtype=torch.long),
+        media_slots=decode_slots(decodes),
         spans=tuple(spans),
         runs=tuple(runs),
     )
+
+
+def decode_slots(decodes: Sequence[Chunk]) -> Tensor:
+    """[B], or [B, M] with -1 on the left where a token sees many pictures."""
+    seen = [[*c.earlier(c.slots[0]), c.slots[0]] for c in decodes]
+    width = max(map(len, seen), default=1)
+    padded = [[-1] * (width - len(slots)) + slots for slots in seen]
+    slots = torch.tensor(padded, dtype=torch.long).view(len(decodes), width)
+    return slots if width > 1 else slots.squeeze(1)

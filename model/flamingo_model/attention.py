@@ -167,10 +167,13 @@ class CachedSelfAttention:
         if self.cache.reach.is_plain and span.start == 0:
             return None
         positions = torch.arange(span.start, span.stop, device=self.batch.positions.device)
-        return self.reach_mask(positions, span.stop)
+        return self.reach_mask(positions.unsqueeze(0), span.stop)  # [1, 1 or heads, n, stop]
 
     def reach_mask(self, queries: Tensor, length: int) -> Tensor:
-        """What queries at positions [..., n] see of a row's first `length` places."""
+        """What queries at positions [B, n] see of a row's first `length` places.
+
+        Four dimensions, never three: with those torch leaves its fast kernel on a CPU.
+        """
         keys = torch.arange(length, device=queries.device)
         return self.cache.reach.mask(queries, keys, self.cache.k.dtype)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import GenericAlias
@@ -32,16 +33,20 @@ def build(cls: type[T], values: Any) -> T:
 
 
 def read_value(value: Any, hint: Any, name: str) -> Any:
-    """One field from its JSON value; every plain int counts something, so it is at least 1."""
+    """One field from its JSON value; a plain int counts something, mostly at least one of it."""
     if dataclasses.is_dataclass(hint):
         return build(cast(type[Any], hint), value)
     value = tuple(value) if isinstance(value, list) else value
     if not fits(value, hint):
         kind = hint.__name__ if isinstance(hint, type) else hint
         raise ValueError(f"{name} must be {kind}, not {value!r}")
-    if hint in (int, int | None) and value is not None and value < 1:
-        raise ValueError(f"{name} must be at least 1, not {value}")
+    lowest = 0 if name in _MAY_BE_NONE else 1
+    if hint in (int, int | None) and value is not None and value < lowest:
+        raise ValueError(f"{name} must be at least {lowest}, not {value}")
     return value
+
+
+_MAY_BE_NONE = {"ResamplerConfig.num_time_embeddings"}
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -63,7 +68,11 @@ NFNET_BLOCKS = {f"f{i}": (i + 1, 2 * i + 2, 6 * i + 6, 3 * i + 3) for i in range
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """The frozen picture tower: pixels [N, 3, size, size] → tokens [N, S, dim]."""
+    """The frozen picture tower: pixels [N, 3, size, size] → tokens [N, S, dim].
+
+    `widths` and `blocks` shape a `conv` tower; `patch_size` to `norm_eps` a `clip` or an `idefics`
+    tower, with the defaults of ViT-L/14.
+    """
 
     image_size: int
     dim: int
@@ -71,14 +80,15 @@ class VisionConfig:
     widths: tuple[int, ...] = (32, 96, 192)
     blocks: tuple[int, ...] = (0, 1, 2)
     group_width: int = 128
+    patch_size: int = 14
+    num_layers: int = 24
+    num_heads: int = 16
+    ff_dim: int = 4096
+    activation: str = "quick_gelu"
+    norm_eps: float = 1e-5
     transform: str = "pad"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
-    patch_size: int = 14  # this and the next four: of a vision transformer; CLIP's ViT-H/14
-    num_layers: int = 32
-    num_heads: int = 16
-    ff_dim: int = 5120
-    activation: str = "gelu"
 
     def __post_init__(self) -> None:
         if self.kind not in _VISION_CHECKS:
@@ -110,18 +120,25 @@ class VisionConfig:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens per frame, S: the last grid flattened, before it a transformer's class token."""
-        if self.kind == "idefics":
-            return (self.image_size // self.patch_size) ** 2 + 1
-        halvings = len(self.widths) + (self.kind == "nfnet")  # its stem halves once more
-        side = -(-self.image_size // 2**halvings)  # a stage halves and rounds up
-        return int(side**2)
+        """Tokens per frame, S: the last grid flattened; IDEFICS keeps the class token before it."""
+        return _VISION_SIDES[self.kind](self) ** 2 + (self.kind == "idefics")
 
 
 def _check_conv(config: VisionConfig) -> None:
     stages = zip(config.widths, config.blocks, strict=True)
     if any(width < 1 or (blocks and width % 8) for width, blocks in stages):
         raise ValueError("vision.widths of stages with blocks must be multiples of 8")
+
+
+def _check_clip(config: VisionConfig) -> None:
+    if config.dim % config.num_heads:
+        raise ValueError("vision.dim must be a multiple of vision.num_heads")
+    if config.patch_size > config.image_size:
+        raise ValueError("vision.patch_size must be at most vision.image_size")
+    if config.activation not in ("quick_gelu", "gelu"):
+        raise ValueError(
+            f"vision.activation {config.activation!r} is not known; known: 'quick_gelu', 'gelu'"
+        )
 
 
 def _check_nfnet(config: VisionConfig) -> None:
@@ -134,22 +151,46 @@ def _check_nfnet(config: VisionConfig) -> None:
         raise ValueError("half of each of vision.widths must be a multiple of vision.group_width")
 
 
-def _check_transformer(config: VisionConfig) -> None:
-    if config.image_size < config.patch_size:
-        raise ValueError("vision.image_size must be at least vision.patch_size")
-    if config.dim % config.num_heads:
-        raise ValueError("vision.dim must be a multiple of vision.num_heads")
+def _conv_side(config: VisionConfig) -> int:
+    return -(-config.image_size // int(2 ** len(config.widths)))  # a stage halves and rounds up
 
 
-_VISION_CHECKS = {"conv": _check_conv, "nfnet": _check_nfnet, "idefics": _check_transformer}
+def _clip_side(config: VisionConfig) -> int:
+    return config.image_size // config.patch_size
+
+
+def _nfnet_side(config: VisionConfig) -> int:
+    return -(-config.image_size // int(2 ** (len(config.widths) + 1)))  # its stem halves once more
+
+
+_VISION_CHECKS = {
+    "conv": _check_conv,
+    "clip": _check_clip,
+    "nfnet": _check_nfnet,
+    "idefics": _check_clip,
+}
+_VISION_SIDES = {
+    "conv": _conv_side,
+    "clip": _clip_side,
+    "nfnet": _nfnet_side,
+    "idefics": _clip_side,
+}
+
+FEED_FORWARD_ACTIVATIONS = ("squared_relu", "gelu", "relu")
+"""Of resampler and cross-attention; `resampler.py` says what each one does."""
+
+
+def _check_activation(name: str, value: str) -> None:
+    if value not in FEED_FORWARD_ACTIVATIONS:
+        raise ValueError(f"{name} {value!r} is not known; known: {FEED_FORWARD_ACTIVATIONS}")
 
 
 @dataclass(frozen=True)
 class ResamplerConfig:
     """Perceiver Resampler (paper, section 3.1.1): any number of tokens → `num_latents`.
 
-    `kind`: `perceiver`, the paper's ablations `transformer` and `mlp`, or `idefics`. With
-    `has_projection` a linear map brings the tower's tokens to `dim`.
+    `kind`: `perceiver`, or the paper's ablations `transformer` and `mlp`. With `has_projection`
+    a linear map brings the tower's tokens to `dim`.
     """
 
     dim: int
@@ -160,17 +201,17 @@ class ResamplerConfig:
     num_heads: int = 16
     head_dim: int = 96
     ff_mult: int = 4
-    num_time_embeddings: int = 8
-    query_key_norm: bool = False  # of each head, IDEFICS only
+    num_time_embeddings: int = 8  # 0: time is not told, the frames are simply joined
+    activation: str = "squared_relu"
+    query_key_norm: bool = False  # of each head
 
     def __post_init__(self) -> None:
-        if self.kind not in ("perceiver", "transformer", "mlp", "idefics"):
+        _check_activation("resampler.activation", self.activation)
+        if self.kind not in ("perceiver", "transformer", "mlp"):
             raise ValueError(
                 f"resampler.kind {self.kind!r} is not known; "
-                "known: 'perceiver', 'transformer', 'mlp', 'idefics'"
+                "known: 'perceiver', 'transformer', 'mlp'"
             )
-        if self.query_key_norm and self.kind != "idefics":
-            raise ValueError("resampler.query_key_norm needs resampler.kind 'idefics'")
 
 
 CROSS_ATTENTION_CHOICES = {
@@ -196,6 +237,9 @@ class CrossAttentionConfig:
     has_feed_forward: bool = True
     is_gated: bool = True
     sees_all_media: bool = False
+    activation: str = "squared_relu"
+    norm_media: bool = True
+    placement: str = "first"
     kind: str = "flamingo"
     media_rule: str = "last"
     ff_dim: int | None = None  # this and the rest: IDEFICS only; None: ff_mult times the width
@@ -204,7 +248,9 @@ class CrossAttentionConfig:
     has_vector_gates: bool = False
 
     def __post_init__(self) -> None:
-        for name, known in CROSS_ATTENTION_CHOICES.items():
+        _check_activation("cross_attention.activation", self.activation)
+        choices = CROSS_ATTENTION_CHOICES | {"placement": tuple(_PLACES)}
+        for name, known in choices.items():
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"cross_attention.{name} {value!r} is not known; known: {known}")
         if self.kind == "idefics" and not (self.has_feed_forward and self.is_gated):
@@ -215,11 +261,17 @@ class CrossAttentionConfig:
             )
 
     def has_block(self, layer: int) -> bool:
-        """Blocks start "from the very first layer" (paper, section 3.1.2)."""
-        return layer % self.interval == 0
+        """Blocks start "from the very first layer" (paper, section 3.1.2), or from the last of the
+        first `interval` layers (OpenFlamingo).
+        """
+        return layer % self.interval == _PLACES[self.placement](self.interval)
 
     def num_blocks(self, num_layers: int) -> int:
-        return -(-num_layers // self.interval)
+        return sum(map(self.has_block, range(num_layers)))
+
+
+_PLACES: dict[str, Callable[[int], int]] = {"first": lambda n: 0, "last": lambda n: n - 1}
+"""Before which of every `interval` layers a cross-attention block stands."""
 
 
 DECODER_CHOICES = {
@@ -312,6 +364,7 @@ class SpecialTokens:
     image: str = "<image>"
     end_of_chunk: str = "<|endofchunk|>"
     end_of_text: str = "<|endoftext|>"
+    begin: str | None = None  # before every prompt, where the language model wants it
 
 
 PROMPT_KINDS = ("plain", "idefics")

@@ -103,13 +103,13 @@ class GatedCrossAttention(nn.Module):
         inner = config.num_heads * config.head_dim
         self.num_heads = config.num_heads
         self.norm: nn.Module = nn.LayerNorm(dim)
-        self.norm_media: nn.Module = nn.LayerNorm(media_dim)
+        self.norm_media = nn.LayerNorm(media_dim) if config.norm_media else nn.Identity()
         self.to_q = nn.Linear(dim, inner, bias=False)
         self.to_kv = nn.Linear(media_dim, 2 * inner, bias=False)
         self.to_out = nn.Linear(inner, dim, bias=False)
         self.feed_forward: nn.Module | None = None
         if config.has_feed_forward:
-            self.feed_forward = FeedForward(dim, config.ff_mult)
+            self.feed_forward = FeedForward(dim, config.ff_mult, config.activation)
         self.attention_gate = closed_gate() if config.is_gated else None
         has_second = config.is_gated and config.has_feed_forward
         self.feed_forward_gate = closed_gate() if has_second else None
@@ -151,14 +151,13 @@ class GatedFeedForward(nn.Module):
 
 
 class IdeficsCrossAttention(GatedCrossAttention):
-    """IDEFICS: LLaMA's norms and feed-forward; queries and keys may be normed, media are not."""
+    """IDEFICS: LLaMA's norms and feed-forward; queries and keys may be normed, each head alone."""
 
     def __init__(self, dim: int, media_dim: int, config: CrossAttentionConfig) -> None:
         super().__init__(dim, media_dim, config)
         eps, inner = config.norm_eps, config.ff_dim or config.ff_mult * dim
         has_norms = config.query_key_norm
         self.norm = nn.RMSNorm(dim, eps=eps)
-        self.norm_media = nn.Identity()
         self.q_norm = nn.RMSNorm(config.head_dim, eps=eps) if has_norms else nn.Identity()
         self.k_norm = nn.RMSNorm(config.head_dim, eps=eps) if has_norms else nn.Identity()
         self.feed_forward = GatedFeedForward(dim, inner, eps)

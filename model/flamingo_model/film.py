@@ -189,7 +189,7 @@ def read_animation(
     """
     limits = limits or FilmLimits()
     limits.check_pixels(*picture.size)
-    num_frames = getattr(picture, "n_frames", 1)
+    num_frames = _num_frames(picture)
     limits.check_frames(num_frames)
     starts, end = [Fraction(0)], Fraction(0)
     for frame in _frames(picture, num_frames):
@@ -197,10 +197,11 @@ def read_animation(
         starts.append(end)
         limits.check_seconds(end)
     picked = pick(starts[:-1], end, options)
+    wanted = set(picked)
     squares = {
         at: to_pixels(frame, transform)
         for at, frame in enumerate(_frames(picture, picked[-1] + 1))
-        if at in set(picked)
+        if at in wanted
     }
     return Film(
         pixels=np.stack([squares[at] for at in picked]),
@@ -238,6 +239,15 @@ def _read_video(
     return video.read_video(data, transform, options, limits)
 
 
+def _num_frames(picture: Image.Image) -> int:
+    try:
+        return getattr(picture, "n_frames", 1)
+    except MemoryError:
+        raise
+    except Exception:  # Pillow has many names for damage, and no one list of them
+        raise damaged() from None
+
+
 def _frames(picture: Image.Image, num_frames: int) -> Iterator[Image.Image]:
     for at in range(num_frames):
         try:
@@ -245,7 +255,7 @@ def _frames(picture: Image.Image, num_frames: int) -> Iterator[Image.Image]:
             picture.load()
         except MemoryError:
             raise
-        except Exception:  # Pillow has many names for damage
+        except Exception:
             raise damaged() from None
         yield picture
 

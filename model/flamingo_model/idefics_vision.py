@@ -15,9 +15,11 @@ class IdeficsTower(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        from transformers.models.idefics.configuration_idefics import IdeficsVisionConfig
-        from transformers.models.idefics.vision import IdeficsVisionTransformer
-
+        try:
+            from transformers.models.idefics.configuration_idefics import IdeficsVisionConfig
+            from transformers.models.idefics.vision import IdeficsVisionTransformer
+        except ImportError as error:
+            raise ImportError("IDEFICS needs transformers: flamingo-server[clip]") from error
         theirs = IdeficsVisionConfig(
             embed_dim=config.dim,
             image_size=config.image_size,
@@ -26,6 +28,7 @@ class IdeficsTower(nn.Module):
             num_attention_heads=config.num_heads,
             intermediate_size=config.ff_dim,
             hidden_act=config.activation,
+            layer_norm_eps=config.norm_eps,
         )
         self.model = IdeficsVisionTransformer(theirs)
         self.register_load_state_dict_post_hook(number_patches)  # type: ignore[no-untyped-call]

@@ -161,10 +161,8 @@ class NFNet(nn.Module):
         self.stem = make_stem(widths[0])
         self.stages = nn.Sequential(
             *(
-                make_stage(widths_here, numbers_here, config.group_width)
-                for widths_here, numbers_here in zip(
-                    pairwise(widths), pairwise(numbers), strict=True
-                )
+                make_stage(width, number, config.group_width)
+                for width, number in zip(pairwise(widths), pairwise(numbers), strict=True)
             )
         )
         self.final_conv = ScaledConv(widths[-1], config.dim, 1)

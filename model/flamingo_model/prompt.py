@@ -61,18 +61,17 @@ class PromptRenderer:
         self.literal = Tokenizer.from_str(tokenizer.to_str())
         self.literal.encode_special_tokens = True
         self.image_token = tokens.image
-        image_token_id = tokenizer.token_to_id(tokens.image)
-        if image_token_id is None:
-            raise ValueError(f"the tokenizer lacks the special token {tokens.image}")
-        self.image_token_id: int = image_token_id
+        self.image_token_id = special_id(tokenizer, tokens.image)
+        self.begin = [special_id(tokenizer, tokens.begin)] if tokens.begin else []
         end_of_text = tokenizer.token_to_id(tokens.end_of_text)
-        self.marks = MarkIds(frozenset({image_token_id}), end_of_text)
+        self.marks = MarkIds(frozenset({self.image_token_id}), end_of_text)
 
     def render(self, parts: Sequence[Part]) -> RenderedPrompt:
         """Raises PromptError for an empty prompt and for an image token written into text."""
         ids = self.token_ids(parts)
         if not ids:
             raise PromptError("the prompt is empty: send at least one character or one picture")
+        ids = [*self.begin, *ids]
         index = self.rule.prompt(ids, self.marks)
         return RenderedPrompt(ids, index, self.rule.generated(index))
 
@@ -93,8 +92,15 @@ class PromptRenderer:
         return ids
 
 
+def special_id(tokenizer: Tokenizer, token: str) -> int:
+    found: int | None = tokenizer.token_to_id(token)
+    if found is None:
+        raise ValueError(f"the tokenizer lacks the special token {token}")
+    return found
+
+
 class IdeficsRenderer(PromptRenderer):
-    """A start of text, and fake tokens around pictures; neighbours share the one between them.
+    """Fake tokens around pictures; neighbours share the one between them.
 
     The tokenizer puts a space before a text, so texts in a row go through it as one. Where the
     model knows `<end_of_utterance>`, it is for the client to write it.
@@ -107,16 +113,10 @@ class IdeficsRenderer(PromptRenderer):
         rule: MediaRule = MEDIA_RULES["until_end_of_text"],
     ) -> None:
         super().__init__(tokenizer, tokens, rule)
-        self.start, self.fake = (self.structure(t) for t in ("<s>", "<fake_token_around_image>"))
-
-    def structure(self, token: str) -> int:
-        token_id: int | None = self.special.token_to_id(token)
-        if token_id is None:
-            raise ValueError(f"the tokenizer lacks the special token {token}")
-        return token_id
+        self.fake = special_id(tokenizer, "<fake_token_around_image>")
 
     def token_ids(self, parts: Sequence[Part]) -> list[int]:
-        ids = [self.start] if parts else []
+        ids: list[int] = []
         for number, part in joined_texts(parts):
             if isinstance(part, TextPart):
                 ids += self.text(part, number)

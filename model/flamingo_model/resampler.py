@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ResamplerConfig, VisionConfig
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "squared_relu": lambda x: F.relu(x).square(),
+    "gelu": F.gelu,
+    "relu": F.relu,
+}
+
 
 class FeedForward(nn.Module):
     """LayerNorm, widen, squared ReLU, narrow; no biases (paper, section A.1.1)."""
 
-    def __init__(self, dim: int, mult: int) -> None:
+    def __init__(self, dim: int, mult: int, activation: str = "squared_relu") -> None:
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         self.norm = nn.LayerNorm(dim)
         self.up = nn.Linear(dim, dim * mult, bias=False)
         self.down = nn.Linear(dim * mult, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down(F.relu(self.up(self.norm(x))).square())
+        out: Tensor = self.down(self.activation(self.up(self.norm(x))))
         return out
 
 
@@ -34,8 +43,11 @@ class ResamplerLayer(nn.Module):
         self.norm_latents = nn.LayerNorm(config.dim)
         self.to_q = nn.Linear(config.dim, inner, bias=False)
         self.to_kv = nn.Linear(config.dim, 2 * inner, bias=False)
+        has_norms = config.query_key_norm
+        self.q_norm = nn.LayerNorm(config.head_dim) if has_norms else nn.Identity()
+        self.k_norm = nn.LayerNorm(config.head_dim) if has_norms else nn.Identity()
         self.to_out = nn.Linear(inner, config.dim, bias=False)
-        self.feed_forward = FeedForward(config.dim, config.ff_mult)
+        self.feed_forward = FeedForward(config.dim, config.ff_mult, config.activation)
 
     def forward(self, latents: Tensor, features: Tensor) -> Tensor:
         latents = latents + self.attend(self.norm_latents(latents), self.norm_media(features))
@@ -45,14 +57,11 @@ class ResamplerLayer(nn.Module):
     def attend(self, latents: Tensor, features: Tensor) -> Tensor:
         keys_values = self.to_kv(torch.cat([features, latents], dim=1))
         k, v = (self.split(x) for x in keys_values.chunk(2, dim=-1))
-        q, k = self.normed(self.split(self.to_q(latents)), k)
+        q, k = self.q_norm(self.split(self.to_q(latents))), self.k_norm(k)
         # Written out: the fused kernel is many times slower for so few queries on a CPU.
         out = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1) @ v
         merged: Tensor = self.to_out(out.transpose(1, 2).flatten(2))
         return merged
-
-    def normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        return q, k
 
     def split(self, x: Tensor) -> Tensor:
         heads = torch.unflatten(x, -1, (self.num_heads, -1))
@@ -92,6 +101,8 @@ class PerceiverResampler(nn.Module):
 
     def time(self, num_frames: int) -> Tensor:
         """[T, 1, dim]; past the trained number they are interpolated linearly (paper, 3.1.1)."""
+        if not len(self.time_embeddings):
+            return self.time_embeddings.new_zeros(num_frames, 1, 1)
         if num_frames <= len(self.time_embeddings):
             return self.time_embeddings[:num_frames]
         stretched = F.interpolate(
@@ -140,46 +151,11 @@ class MLPResampler(PerceiverResampler):
         return latents
 
 
-class ReluFeedForward(FeedForward):
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down(F.relu(self.up(self.norm(x))))
-        return out
-
-
-class IdeficsResamplerLayer(ResamplerLayer):
-    """A plain ReLU; queries and keys may have a LayerNorm in each head."""
-
-    def __init__(self, config: ResamplerConfig) -> None:
-        super().__init__(config)
-        has_norms = config.query_key_norm
-        self.q_norm = nn.LayerNorm(config.head_dim) if has_norms else nn.Identity()
-        self.k_norm = nn.LayerNorm(config.head_dim) if has_norms else nn.Identity()
-        self.feed_forward = ReluFeedForward(config.dim, config.ff_mult)
-
-    def normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        return self.q_norm(q), self.k_norm(k)
-
-
-class IdeficsResampler(PerceiverResampler):
-    """IDEFICS saw pictures alone: it has no time embeddings."""
-
-    def __init__(self, config: ResamplerConfig, media_dim: int | None = None) -> None:
-        super().__init__(config, media_dim)
-        self.register_parameter("time_embeddings", None)
-
-    def make_layer(self, config: ResamplerConfig) -> nn.Module:
-        return IdeficsResamplerLayer(config)
-
-    def time(self, num_frames: int) -> Tensor:
-        return self.latents.new_zeros(num_frames, 1, 1)
-
-
 def build_resampler(config: ResamplerConfig, vision: VisionConfig) -> PerceiverResampler:
     """The resampler that `config.kind` names, for the tokens of this tower."""
     kinds: dict[str, type[PerceiverResampler]] = {
         "perceiver": PerceiverResampler,
         "transformer": TransformerResampler,
         "mlp": MLPResampler,
-        "idefics": IdeficsResampler,
     }
     return kinds[config.kind](config, vision.dim)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 import av
 import numpy as np
@@ -72,6 +72,14 @@ def read_video(data: bytes, transform: Transform, options: FilmOptions, limits: 
         raise damaged() from None
 
 
+_Run: TypeAlias = "tuple[list[Packet[VideoStream]], list[int]]"  # to decode; wanted times
+
+
+class _NoCleanStart(Exception):
+    """A key frame led to no whole picture. Live streams refresh theirs bit by bit, with no frame
+    that stands alone but the first: such films are decoded from the start."""
+
+
 @dataclass(frozen=True)
 class _Index:
     """The film's packets in decoding order, and when each one's picture comes on view.
@@ -113,7 +121,12 @@ class _Index:
     def seconds(self, time: int) -> Fraction:
         return (time - self.order[0][0]) * self.tick
 
-    def runs(self, wanted: list[int]) -> Iterator[tuple[list[Packet[VideoStream]], list[int]]]:
+    def run_up_to(self, wanted: list[int]) -> _Run:
+        """Everything from the start to the last of the wanted frames."""
+        last = max(self.order[at][1] for at in wanted)
+        return self.packets[: last + 1], [self.order[at][0] for at in wanted]
+
+    def runs(self, wanted: list[int]) -> Iterator[_Run]:
         """For each key frame that leads to wanted frames: the packets to decode, and their times.
 
         `wanted` are places in `order`, ascending. A frame's key frame is the last one that comes
@@ -144,51 +157,72 @@ def _film(
     end = index.seconds(index.end)
     picked = pick(starts, end, options, index.tick)
     wanted = list(dict.fromkeys(picked))
-    squares = list[NDArray[np.uint8]]()
-    num_decoded, size = 0, (0, 0)
-    for packets, times in index.runs(wanted):
-        num_decoded += len(packets)
-        for frame in _on_view(_decode(codec, packets, limits), times):
-            picture = _upright(frame)
-            size = size if squares else picture.size
-            squares.append(to_pixels(picture, transform))
+    try:
+        taken = _take(codec, list(index.runs(wanted)), transform, limits, strict=True)
+    except _NoCleanStart:
+        taken = _take(codec, [index.run_up_to(wanted)], transform, limits, strict=False)
+    squares, num_decoded, (width, height) = taken
     assert len(squares) == len(wanted)
     place = {at: num for num, at in enumerate(wanted)}
     return Film(
         pixels=np.stack([squares[place[at]] for at in picked]),
         times=tuple(float(starts[at]) for at in picked),
         duration=float(end),
-        width=size[0],
-        height=size[1],
+        width=width,
+        height=height,
         num_frames=len(index.order),
         num_decoded=num_decoded,
         format=_FORMATS[container],
     )
 
 
+def _take(
+    codec: VideoCodecContext,
+    runs: list[_Run],
+    transform: Transform,
+    limits: FilmLimits,
+    *,
+    strict: bool,
+) -> tuple[list[NDArray[np.uint8]], int, tuple[int, int]]:
+    """The wanted squares, how many frames were decoded for them, and the size of the first."""
+    squares, num_decoded, size = list[NDArray[np.uint8]](), 0, (0, 0)
+    for packets, times in runs:
+        num_decoded += len(packets)
+        codec.flush_buffers()
+        for frame in _on_view(_decode(codec, packets, limits, strict), times, strict):
+            picture = _upright(frame)
+            size = size if squares else picture.size
+            squares.append(to_pixels(picture, transform))
+    return squares, num_decoded, size
+
+
 def _decode(
-    codec: VideoCodecContext, packets: list[Packet[VideoStream]], limits: FilmLimits
+    codec: VideoCodecContext, packets: list[Packet[VideoStream]], limits: FilmLimits, strict: bool
 ) -> Iterator[VideoFrame]:
-    """All frames of the packets, by time; the first must be a key frame."""
+    """All frames of the packets, by time."""
     for packet in (*packets, None):  # None: let go of the frames held back for reordering
         for frame in codec.decode(packet):
             limits.check_pixels(frame.width, frame.height)
             if frame.is_corrupt:
-                raise damaged()
+                raise _NoCleanStart if strict else damaged()
             yield frame
-    codec.flush_buffers()
 
 
-def _on_view(frames: Iterator[VideoFrame], times: list[int]) -> Iterator[VideoFrame]:
-    """For each of the ascending times, the last frame that came on view until then."""
+def _on_view(frames: Iterator[VideoFrame], times: list[int], strict: bool) -> Iterator[VideoFrame]:
+    """For each of the ascending times, the last frame that came on view until then.
+
+    Where the first frame comes later than the first time, that frame, unless `strict`.
+    """
     left, shown = list(times), None
     for frame in frames:
         while left and frame.pts is not None and frame.pts > left[0]:
+            if shown is None and strict:
+                raise _NoCleanStart
             yield shown or frame
             left.pop(0)
         shown = frame
     if shown is None:
-        raise damaged()
+        raise _NoCleanStart if strict else damaged()
     for _ in left:
         yield shown
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .clip import ClipTower
 from .config import VisionConfig
 from .idefics_vision import IdeficsTower
 from .nfnet import NFNet
@@ -56,6 +57,7 @@ def build_vision(config: VisionConfig) -> nn.Module:
     towers: dict[str, type[nn.Module]] = {
         "conv": ConvTower,
         "nfnet": NFNet,
+        "clip": ClipTower,
         "idefics": IdeficsTower,
     }
     return towers[config.kind](config)

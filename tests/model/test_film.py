@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from films import GREY, animation, film, sound
+from films import GREY, animation, film, moving, shorten, sound
 from flamingo_model.film import (
     DamagedFilm,
     Film,
@@ -109,6 +109,28 @@ def test_sparse_sampling_gives_the_frames_dense_sampling_gives(gop: int) -> None
         assert (sparse.pixels == every.pixels[positions]).all()
 
 
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+@pytest.mark.parametrize("params", ["open-gop=1:bframes=5", "intra-refresh=1"])
+def test_key_frames_that_do_not_stand_alone_mislead_nobody(container: str, params: str) -> None:
+    encoder = {"x264-params": f"keyint=10:scenecut=0:{params}"}
+    data = film(container=container, num_frames=60, scene=moving, encoder=encoder)
+    every = read(data, fps=10)
+    for fps in (0.3, 0.7, 1.3):
+        sparse = read(data, fps=fps)
+        positions = [round(time * 10) for time in sparse.times]
+        assert (sparse.pixels == every.pixels[positions]).all()
+
+
+def test_a_film_with_sound_is_its_pictures() -> None:
+    assert places(read(film(with_sound=True)).pixels) == [0, 10, 20]
+
+
+def test_a_film_whose_start_was_cut_away_begins_where_a_player_does() -> None:
+    taken = read(shorten(film(num_frames=40), 13), fps=10)
+    assert places(taken.pixels) == list(range(13, 40)) and taken.times[0] == 0
+    assert taken.duration == pytest.approx(2.7)
+
+
 @pytest.mark.parametrize("rotation", [90, 180, -90])
 def test_a_film_held_sideways_is_turned(rotation: int) -> None:
     taken = read(film(size=(64, 32), rotation=rotation))
@@ -118,13 +140,13 @@ def test_a_film_held_sideways_is_turned(rotation: int) -> None:
 def test_rotation_turns_the_way_a_viewer_does() -> None:
     scene = np.zeros((16, 32, 3), np.uint8)
     scene[:, :16] = 255  # white on the left, which a quarter counterclockwise brings to the bottom
-    (square,) = read(film(size=(32, 16), num_frames=1, rotation=90, scene=scene)).pixels
+    (square,) = read(film(size=(32, 16), num_frames=1, rotation=90, scene=lambda at: scene)).pixels
     assert square[12:].min() > 200 and square[:4].max() < 50
 
 
 def test_colours_survive() -> None:
     scene = np.full((32, 32, 3), (200, 30, 90), np.uint8)
-    (square,) = read(film(num_frames=1, scene=scene)).pixels
+    (square,) = read(film(num_frames=1, scene=lambda at: scene)).pixels
     assert np.abs(square.astype(int) - (200, 30, 90)).max() < 6
 
 

@@ -8,20 +8,13 @@ import torch
 from torch import Tensor
 
 from flamingo_model.attention import DenseSelfAttention, no_media
-from flamingo_model.flamingo import Flamingo
-from forward import IMAGE, dense, look, pictures, run
+from forward import IMAGE, bare, dense, look, pictures, run
 from tiny import tiny_model
 
 TEXT = [10, 11, 12, 13, 14]
 TWO = [10, 11, IMAGE, 12, 13, IMAGE, 14, 15]
 SECOND = TWO.index(IMAGE, 3)
 OPEN = tiny_model()
-
-
-def bare(model: Flamingo, ids: list[int]) -> Tensor:
-    """The decoder alone."""
-    tokens, positions = torch.tensor([ids]), torch.arange(len(ids)).unsqueeze(0)
-    return model.logits(model.decoder(tokens, positions, DenseSelfAttention(1, len(ids))))[0]
 
 
 class Recorder:

@@ -90,7 +90,7 @@ def test_logits_are_the_references(row: Row, record_property: Callable[..., None
 
 @every_row
 def test_greedy_answers_through_the_caches_are_the_references(row: Row) -> None:
-    index, cached = RULE.prompt(row.ids, MARKS), Cached(MODEL, max_length=128)
+    index, cached = RULE.prompt(row.ids, MARKS), Cached(MODEL, length=128)
     if row.num_media:
         cached.show(list(range(row.num_media)), row.pixels)
     [logits] = cached.step(Chunk(0, row.ids, index))
@@ -129,6 +129,15 @@ def test_prompts_are_rendered_as_the_processor_does(row: Row) -> None:
     assert rendered.token_ids == row.ids
     assert rendered.media_index == RULE.prompt(row.ids, MARKS)
     assert rendered.generated_media == rendered.media_index[-1]
+
+
+def test_half_precision_reaches_the_tower_too() -> None:
+    model, _ = load_idefics(FOLDER, dtype=torch.bfloat16)
+    assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.bfloat16}
+    features = model.vision(ROWS[0].pixels[:, 0].bfloat16())
+    assert features.dtype == torch.bfloat16
+    expected = MODEL.vision(ROWS[0].pixels[:, 0])
+    torch.testing.assert_close(features.float(), expected, rtol=0.05, atol=0.1)
 
 
 def test_pictures_become_the_recorded_pixels() -> None:

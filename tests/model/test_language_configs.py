@@ -75,6 +75,12 @@ def test_a_config_that_lacks_a_size_is_refused() -> None:
         decoder_config(values)
 
 
+def test_the_first_llama_files_do_not_say_their_length() -> None:
+    values = llama(10_000.0).to_dict()
+    del values["max_position_embeddings"]
+    assert decoder_config(values).max_positions == 2048
+
+
 def test_older_files_keep_rotary_settings_among_the_others() -> None:
     old = {"rope_theta": 500_000.0, "rope_scaling": None, "rope_parameters": None}
     assert decoder_config(llama(1.0).to_dict() | old).rope_theta == 500_000.0

@@ -11,12 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flamingo_model.attention import CachedSelfAttention
 from flamingo_model.checkpoints.language_models import (
     FAMILIES,
     decoder_config,
 )
 from flamingo_model.decoder import Decoder
 from flamingo_model.positions import reach
+from forward import flat_batch
 from language import (
     IDS,
     MOSAIC,
@@ -61,6 +63,14 @@ def test_bfloat16_stays_bfloat16_on_every_way(name: str) -> None:
     cached, whole = torch.cat([first, second]), dense(decoder, IDS[:1, :6])[0]
     assert cached.dtype == whole.dtype == torch.bfloat16
     assert deviation(cached.float(), whole.float()) < 0.05
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "mpt"])
+def test_masks_have_the_four_dimensions_of_the_fast_kernel(name: str) -> None:
+    """Three give the same numbers, several times slower on a CPU."""
+    rows = Rows(converted(their_model(name)))
+    attend = CachedSelfAttention(rows.cache, flat_batch([chunk(0, 3, 4)], [chunk(1, 4, 9)]))
+    assert [attend.mask.dim(), *(mask.dim() for mask in attend.masks)] == [4, 4]
 
 
 # MPT-1B, which transformers does not have, written out plainly.

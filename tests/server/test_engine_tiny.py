@@ -1,25 +1,30 @@
 """The engine with a real network, random and tiny: batching and caches change no answer."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from fakes import END_OF_CHUNK, IMAGE, TOKENIZER, Answer, drive, step, text_ids
+from flamingo_model.config import FlamingoConfig
 from flamingo_model.cross_attention import visible_media
 from flamingo_server.engine.engine import Engine
 from flamingo_server.engine.limits import EngineLimits
 from flamingo_server.engine.request import Media, Prompt, Sampling
 from flamingo_server.engine.runner import Runner
 from flamingo_server.errors import EngineFailure
-from tiny import tiny_model
+from forward import dense
+from tiny import tiny_config, tiny_model
 
 POISON = text_ids("~")[0]
 RULES = {"max_tokens": 12, "min_tokens": 12, "logprobs": 0}
 
 
-def new_engine(**limits: int) -> Engine:
+def new_engine(config: FlamingoConfig | None = None, **limits: int) -> Engine:
     """One whose network gives NaN for a `~`."""
-    sizes, model = EngineLimits(**{"num_rows": 16, "max_length": 96, **limits}), tiny_model()
+    sizes = EngineLimits(**{"num_rows": 16, "max_length": 96, **limits})
+    model = tiny_model(config=config)
     model.decoder.embed.weight[POISON] = torch.nan
     runner = Runner(model, sizes.num_rows, sizes.max_length, sizes.num_media_slots)
     return Engine(model.config, runner, TOKENIZER, sizes)
@@ -91,3 +96,27 @@ def test_a_request_that_ended_in_nan_leaves_no_trace_in_its_rows() -> None:
     drive(engine)
     assert isinstance(bad.events[-1], EngineFailure)
     assert same(short, alone("short", max_tokens=30)) and same(long, alone("long" * 10))
+
+
+def test_a_model_that_sees_all_media_answers_as_its_dense_pass() -> None:
+    cross = replace(tiny_config().cross_attention, sees_all_media=True)
+    config = replace(tiny_config(), cross_attention=cross)
+    engine, answers = new_engine(config), list[Answer]()
+    engine.runner.model.decoder.embed.weight[POISON] = 0  # these answers contain a `~`
+    for num in (3, 0, 1, 2):  # of unequal numbers of pictures, decoded together
+        answers.append(ask(engine, "what", *range(num)))
+        step(engine)
+    drive(engine)
+    for num, answer in zip((3, 0, 1, 2), answers, strict=True):
+        assert answer.token_ids() == greedy(engine, answer, num)
+
+
+def greedy(engine: Engine, answer: Answer, num: int) -> list[int]:
+    """The likeliest token at each place of an answer to `num` pictures, without a cache."""
+    assert answer.handle is not None
+    ids = answer.handle.request.prompt.token_ids + answer.token_ids()
+    pixels = np.stack([picture(seed).pixels for seed in range(max(1, num))])
+    normal = torch.from_numpy(engine.runner.transform.normalise(pixels))
+    logits = dense(engine.runner.model, ids, normal)[-len(answer.token_ids()) - 1 : -1]
+    logits[:, [*engine.banned, *engine.stop_ids]] = -torch.inf
+    return logits.argmax(-1).tolist()

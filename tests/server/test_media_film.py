@@ -131,3 +131,16 @@ def test_limits_of_bytes_and_frames_hold_before_a_worker_is_asked() -> None:
     with pytest.raises(TooLarge, match="4 or less"):
         asyncio.run(pool.decode(b"x", film=FilmOptions(max_frames=5)))
     pool.close()
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG"])
+def test_a_damaged_animation_is_frames_or_a_clients_error(file_format: str) -> None:
+    data, rng = animation(file_format), np.random.default_rng(5)
+    for _ in range(200):
+        mutant = bytearray(data)
+        for at in rng.integers(0, len(mutant), 4):
+            mutant[at] = rng.integers(0, 256)
+        try:
+            assert decode(bytes(mutant), fps=5).pixels.shape[1:] == (16, 16, 3)
+        except FlamingoError as error:
+            assert error.status in (400, 413, 415), error.__cause__

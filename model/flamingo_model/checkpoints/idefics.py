@@ -47,6 +47,7 @@ VISION_DEFAULTS = {
     "num_hidden_layers": 32,
     "num_attention_heads": 16,
     "hidden_act": "gelu",
+    "layer_norm_eps": 1e-5,
 }
 RESAMPLER_DEFAULTS = {
     "resampler_n_latents": 64,
@@ -125,7 +126,7 @@ def load_idefics(
         with torch.device("meta"):
             model = Flamingo(config)
     except ImportError as error:
-        raise CheckpointError(f"{folder}: its picture tower needs transformers: {error}") from error
+        raise CheckpointError(f"{folder}: {error}") from error
     weights = convert(read_folder(folder), model, str(folder))
     weights = {k: v.to(device=device, dtype=dtype) for k, v in weights.items()}
     model.load_state_dict(weights, assign=True)
@@ -135,7 +136,8 @@ def load_idefics(
 def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
     """Only the instructed models know the end of an utterance; the others end a text."""
     is_instructed = tokenizer.token_to_id(END_OF_UTTERANCE) is not None
-    return SpecialTokens("<image>", END_OF_UTTERANCE if is_instructed else "</s>", "</s>")
+    end_of_chunk = END_OF_UTTERANCE if is_instructed else "</s>"
+    return SpecialTokens("<image>", end_of_chunk, end_of_text="</s>", begin="<s>")
 
 
 def load_config(folder: Path, tokens: SpecialTokens) -> FlamingoConfig:
@@ -177,7 +179,7 @@ def read(pixels: Mapping[str, Any], key: str) -> Any:
 
 
 def vision_fields(vision: Values) -> Fields:
-    vision.refuse_unless(num_channels=3, layer_norm_eps=1e-5)
+    vision.refuse_unless(num_channels=3)
     return {
         "kind": "idefics",
         "image_size": vision["image_size"],
@@ -187,6 +189,7 @@ def vision_fields(vision: Values) -> Fields:
         "num_heads": vision["num_attention_heads"],
         "ff_dim": vision["intermediate_size"],
         "activation": vision["hidden_act"],
+        "norm_eps": vision["layer_norm_eps"],
         "transform": "squash",
     }
 
@@ -194,12 +197,13 @@ def vision_fields(vision: Values) -> Fields:
 def resampler_fields(values: Values, dim: int) -> Fields:
     resampler = Values(RESAMPLER_DEFAULTS | dict(values.get("perceiver_config") or {}))
     return {
-        "kind": "idefics",
         "dim": dim,
+        "activation": "relu",
         "num_latents": resampler["resampler_n_latents"],
         "num_layers": resampler["resampler_depth"],
         "num_heads": resampler["resampler_n_heads"],
         "head_dim": resampler["resampler_head_dim"],
+        "num_time_embeddings": 0,
         "query_key_norm": resampler["qk_layer_norms_perceiver"],
     }
 
@@ -210,6 +214,7 @@ def cross_attention_fields(values: Values, decoder: DecoderConfig) -> Fields:
     return {
         "kind": "idefics",
         "media_rule": "until_end_of_text",
+        "norm_media": False,
         "interval": values["cross_layer_interval"],
         "num_heads": decoder.num_heads,
         "head_dim": decoder.head_dim,
@@ -227,6 +232,9 @@ def convert(theirs: Mapping[str, Tensor], model: Flamingo, where: str) -> dict[s
     found = dict[str, Tensor]()
     used, missing, misfits = set[str](), set[str](), set[str]()
     for ours, expected in model.state_dict().items():
+        if not expected.numel():  # time embeddings, of which IDEFICS has none
+            found[ours] = torch.zeros(expected.shape)
+            continue
         names = sources(ours, has_additional)
         used.update(names)
         if lacking := [name for name in names if name not in theirs]:

@@ -141,6 +141,7 @@ def read_gpt_neox(values: Values) -> Fields:
 
 
 def read_llama(values: Values) -> Fields:
+    values.setdefault("max_position_embeddings", 2048)  # the first LLaMA files do not say it
     sizes, rope = values.usual_sizes(), values.rope()
     if rope["partial_rotary_factor"] not in (None, 1, 1.0):
         raise ValueError(f"partial_rotary_factor {rope['partial_rotary_factor']} is not supported")

@@ -33,7 +33,7 @@ def load_native(
     weights = load_weights(folder / "model.safetensors", model)
     weights = {k: v.to(device=device, dtype=dtype) for k, v in weights.items()}
     model.load_state_dict(weights, assign=True)
-    return model.eval().requires_grad_(False), tokenizer
+    return model.to(device).eval().requires_grad_(False), tokenizer  # computed buffers move too
 
 
 def save_native(model: Flamingo, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype) -> None:

@@ -21,15 +21,26 @@ class CheckpointError(Exception):
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """A `.safetensors` file, or one of torch's holding nothing but tensors."""
+    if path.suffix != ".safetensors":
+        return as_tensors(read_torch(path), path)
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+
+
+def read_torch(path: Path) -> object:
+    """What torch saved, if it is nothing but tensors, numbers, texts and their containers."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def as_tensors(saved: object, path: Path) -> dict[str, Tensor]:
+    if not isinstance(saved, dict) or not all(isinstance(v, Tensor) for v in saved.values()):
         raise CheckpointError(f"{path}: not a flat state dict")
-    return dict(weights)
+    return dict(saved)
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
@@ -47,25 +58,27 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
 
 def check(weights: Mapping[str, Tensor], model: nn.Module, where: str) -> None:
     """Raises CheckpointError unless the weights are exactly those of the model."""
-    expected = {k: v.shape for k, v in model.state_dict().items()}
-    complain(
-        where,
-        {
-            "missing": expected.keys() - weights.keys(),
-            "leftover": weights.keys() - expected.keys(),
-            "wrongly shaped": {
-                f"{k} {list(weights[k].shape)} for {list(expected[k])}"
-                for k in expected.keys() & weights.keys()
-                if weights[k].shape != expected[k]
-            },
+    complain(where, mismatches(weights, model.state_dict()))
+
+
+def mismatches(
+    weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> dict[str, set[str]]:
+    return {
+        "missing": expected.keys() - weights.keys(),
+        "leftover": weights.keys() - expected.keys(),
+        "wrongly shaped": {
+            f"{k} {list(weights[k].shape)} for {list(expected[k].shape)}"
+            for k in expected.keys() & weights.keys()
+            if weights[k].shape != expected[k].shape
         },
-    )
+    }
 
 
-def complain(where: str, problems: Mapping[str, set[str]]) -> None:
+def complain(where: str, problems: Mapping[str, set[str]], what: str = "its config.json") -> None:
     """Raises CheckpointError if there are any, naming some of each sort."""
     if any(problems.values()):
         said = "; ".join(
-            f"{what}: {sorted(keys)[:SHOWN]}" for what, keys in problems.items() if keys
+            f"{sort}: {sorted(keys)[:SHOWN]}" for sort, keys in problems.items() if keys
         )
-        raise CheckpointError(f"{where} does not fit its config.json. {said}")
+        raise CheckpointError(f"{where} does not fit {what}. {said}")

@@ -41,13 +41,12 @@ from flamingo_server.errors import (
     naming,
 )
 from flamingo_server.media.headers import count_gif_frames, webp_size
-from flamingo_server.media.limits import MediaLimits
+from flamingo_server.media.limits import TOO_LARGE, MediaLimits
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 _SIGNATURE = re.compile(
     rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF.{4}WEBP|GIF8[79]a|BM.{4}\0{4}", re.DOTALL
 )
-_TOO_LARGE = {"picture": "image_too_large", "film": "film_too_large"}
 _TRUNCATED = {"picture": "truncated_image", "film": "truncated_film"}
 _REFUSALS: dict[type[FilmError], tuple[type[FlamingoError], str]] = {
     FilmTooLarge: (TooLarge, "film_too_large"),
@@ -144,7 +143,7 @@ def _errors_of_ours(param: str | None, noun: str) -> Iterator[None]:
             yield
         except MemoryError:
             message = f"The {noun} needs more memory to decode than allowed. Scale it down."
-            raise TooLarge(message, code=_TOO_LARGE[noun]) from None
+            raise TooLarge(message, code=TOO_LARGE[noun]) from None
         except FlamingoError:
             raise
         except FilmError as error:
@@ -188,14 +187,14 @@ def _decode(data: bytes, transform: Transform, limits: MediaLimits) -> DecodedMe
 def _open(data: bytes, limits: MediaLimits, noun: str = "picture") -> Image.Image:
     """Reads the header. Pillow's own text stays here: it may carry addresses of this process."""
     if size := webp_size(data):
-        limits.check_pixels(*size)
+        limits.check_pixels(*size, noun)
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except MemoryError:
         raise
     except Image.DecompressionBombError:
         message = f"The {noun} has more than {limits.max_pixels:,} pixels. Scale it down."
-        raise TooLarge(message, code=_TOO_LARGE[noun]) from None
+        raise TooLarge(message, code=TOO_LARGE[noun]) from None
     except UnidentifiedImageError:
         raise (_damaged(noun) if _SIGNATURE.match(data) else _not_a_picture()) from None
     except Exception:

@@ -9,6 +9,7 @@ from flamingo_model.film import FilmLimits, FilmOptions
 from flamingo_server.errors import TooLarge
 
 MIB = 2**20
+TOO_LARGE = {"picture": "image_too_large", "film": "film_too_large"}  # error codes
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,14 @@ class MediaLimits:
             message = f"The {noun} is {actual}; the limit is {limit}. Send a smaller file."
             raise TooLarge(message, code="media_too_many_bytes")
 
-    def check_pixels(self, width: int, height: int) -> None:
+    def check_pixels(self, width: int, height: int, noun: str = "picture") -> None:
         """Raises `TooLarge` for a frame over `max_pixels`."""
         if width * height > self.max_pixels:
             message = (
-                f"The picture is {width:,} x {height:,} = {width * height:,} pixels; "
+                f"The {noun} is {width:,} x {height:,} = {width * height:,} pixels; "
                 f"the limit is {self.max_pixels:,} pixels. Scale it down before sending."
             )
-            raise TooLarge(message, code="image_too_large")
+            raise TooLarge(message, code=TOO_LARGE[noun])
 
     def check_frames(self, num_frames: int) -> None:
         """Raises `TooLarge` for an animation over `max_frames`.

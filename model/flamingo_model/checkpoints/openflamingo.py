@@ -1,0 +1,337 @@
+"""OpenFlamingo's `checkpoint.pt`, which holds only what was trained, over the models it was put on.
+
+The file as released (flat), as its training writes it (`model_state_dict`, `module.`), with the
+copies that version 1 kept, and as a dump of the whole model.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer
+from torch import Tensor
+
+from ..config import (
+    CrossAttentionConfig,
+    DecoderConfig,
+    FlamingoConfig,
+    ResamplerConfig,
+    SpecialTokens,
+    VisionConfig,
+)
+from ..flamingo import Flamingo
+from .clip import OPEN_CLIP_HARMLESS, from_open_clip, is_any, read_clip
+from .key_map import KeyMap, Translation
+from .language_models import decoder_config, decoder_weights, family
+from .weights import CheckpointError, as_tensors, complain, mismatches, read_folder, read_torch
+
+END_OF_CHUNK, IMAGE, PAD = "<|endofchunk|>", "<image>", "<PAD>"
+MUTED = -1e4  # a logit nothing else falls below, and which half precision can hold
+RESAMPLER_LAYER = {
+    "0.norm_media": "norm_media",
+    "0.norm_latents": "norm_latents",
+    "0.to_q": "to_q",
+    "0.to_kv": "to_kv",
+    "0.to_out": "to_out",
+    "1.0": "feed_forward.norm",
+    "1.1": "feed_forward.up",
+    "1.3": "feed_forward.down",
+}
+BLOCK = {
+    "attn.norm": "norm",
+    "attn.to_q": "to_q",
+    "attn.to_kv": "to_kv",
+    "attn.to_out": "to_out",
+    "ff.0": "feed_forward.norm",
+    "ff.1": "feed_forward.up",
+    "ff.3": "feed_forward.down",
+}
+COPIES = {"old_decoder_blocks": "", "gated_cross_attn_layers": "gated_cross_attn_layer."}
+GATES = {"attn_gate": "attention_gate", "ff_gate": "feed_forward_gate"}
+
+Weights = dict[str, Tensor]
+
+
+def load_openflamingo(
+    checkpoint: Path,
+    lm: Path,
+    vision: Path,
+    interval: int,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Flamingo, Tokenizer]:
+    """The model, in evaluation mode and without gradients, and its tokenizer.
+
+    `lm` and `vision` are folders with the language model and the CLIP that the checkpoint was
+    trained on, `interval` is its `cross_attn_every_n_layers`. Raises CheckpointError for anything
+    missing, left over or misshapen.
+    """
+    tokenizer = load_tokenizer(lm)
+    base = read_language_model(lm, tokenizer.get_vocab_size())
+    tower, vision_weights = read_clip(vision)
+    tokens = special_tokens(tokenizer)
+    config = flamingo_config(name_of(checkpoint), tower, base.config, interval, tokens)
+    trained = Trained(config, base.keys).read(checkpoint)
+    decoder = base.with_head(trained)
+    config = replace(config, decoder=decoder.config)
+    weights = {f"vision.{k}": v for k, v in vision_weights.items()}
+    weights |= {f"decoder.{k}": v for k, v in decoder.weights.items()} | trained
+    with torch.device("meta"):
+        model = Flamingo(config)
+    model.load_state_dict(
+        {k: v.to(device=device, dtype=dtype) for k, v in weights.items()}, assign=True
+    )
+    return model.to(device).eval().requires_grad_(False), tokenizer
+
+
+def flamingo_config(
+    name: str, vision: VisionConfig, decoder: DecoderConfig, interval: int, tokens: SpecialTokens
+) -> FlamingoConfig:
+    """What OpenFlamingo writes into its code is written here."""
+    if not 1 <= interval <= decoder.num_layers:
+        raise CheckpointError(
+            f"the cross-attention interval {interval} is not between 1 and the language model's "
+            f"{decoder.num_layers} layers"
+        )
+    sizes: dict[str, Any] = {"num_heads": 8, "head_dim": 64, "ff_mult": 4, "activation": "gelu"}
+    return FlamingoConfig(
+        name=name,
+        vision=vision,
+        resampler=ResamplerConfig(
+            vision.dim, num_latents=64, num_layers=6, num_time_embeddings=0, **sizes
+        ),
+        cross_attention=CrossAttentionConfig(interval, norm_media=False, placement="last", **sizes),
+        decoder=decoder,
+        tokens=tokens,
+    )
+
+
+def name_of(checkpoint: Path) -> str:
+    """Every released file is called checkpoint.pt; its folder tells them apart."""
+    resolved = checkpoint.resolve()
+    return resolved.parent.name if resolved.stem == "checkpoint" else resolved.stem
+
+
+# ---- tokenizer
+
+
+def load_tokenizer(lm: Path) -> Tokenizer:
+    """The language model's, with OpenFlamingo's tokens behind its own."""
+    path = lm / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise CheckpointError(f"{path}: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    added = [END_OF_CHUNK, IMAGE] if has_pad_token(lm) else [END_OF_CHUNK, IMAGE, PAD]
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in added])
+    return tokenizer
+
+
+def has_pad_token(lm: Path) -> bool:
+    paths = (lm / "tokenizer_config.json", lm / "special_tokens_map.json")
+    return any(read_json(path).get("pad_token") for path in paths if path.is_file())
+
+
+def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
+    """As the reference generates: only the end of the chunk ends an answer."""
+    begin = tokenizer.encode("").tokens
+    return SpecialTokens(IMAGE, END_OF_CHUNK, END_OF_CHUNK, begin[0] if begin else None)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: not an object")
+    return values
+
+
+# ---- language model
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """Its config says the tokenizer's size already; the rows of new tokens are zeros."""
+
+    config: DecoderConfig
+    keys: KeyMap
+    weights: Weights
+    num_known: int  # rows that came with the language model
+
+    def with_head(self, trained: Weights) -> LanguageModel:
+        """A head that nobody trained knows nothing of the new tokens: they are never chosen."""
+        num_tokens = self.config.vocab_size
+        is_whole = self.config.tie_embeddings or "decoder.head.weight" in trained
+        if is_whole or self.num_known == num_tokens:
+            return self
+        bias = self.weights.get("head.bias", torch.zeros(num_tokens)).clone()
+        bias[self.num_known :] = MUTED
+        return replace(
+            self,
+            config=replace(self.config, head_bias=True),
+            weights=self.weights | {"head.bias": bias},
+        )
+
+
+def read_language_model(folder: Path, num_tokens: int) -> LanguageModel:
+    """Cut or widened to the tokenizer, as the reference's `resize_token_embeddings` does."""
+    values = read_json(folder / "config.json")
+    try:
+        config = decoder_config(values)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
+    weights = decoder_weights(values, read_folder(folder), str(folder))
+    for name in {"embed.weight", "head.weight", "head.bias"} & weights.keys():
+        weights[name] = resized(weights[name], num_tokens)
+    return LanguageModel(
+        config=replace(config, vocab_size=num_tokens),
+        keys=family(values).keys,
+        weights=weights,
+        num_known=min(config.vocab_size, num_tokens),
+    )
+
+
+def resized(rows: Tensor, num: int) -> Tensor:
+    lacking = rows.new_zeros(max(0, num - len(rows)), *rows.shape[1:])
+    return torch.cat([rows[:num], lacking])
+
+
+# ---- checkpoint.pt
+
+
+class Trained:
+    """The tensors of a `checkpoint.pt` under our names, and what is wrong with them."""
+
+    def __init__(self, config: FlamingoConfig, keys: KeyMap) -> None:
+        self.config, self.keys = config, keys
+        self.layers = f"lang_encoder.{keys.base}{keys.layers}"
+        with torch.device("meta"):
+            self.expected = Flamingo(config).state_dict()
+        self.names = dict(self.own_names())
+        self.theirs = {ours: name for name, ours in self.names.items()}
+        self.sources = dict[str, str]()
+        self.conflicts, self.leftover = set[str](), set[str]()
+
+    def read(self, checkpoint: Path) -> Weights:
+        theirs = self.one_of_each(read_state(checkpoint))
+        time = self.expected["resampler.time_embeddings"]
+        ours = {"resampler.time_embeddings": torch.zeros(time.shape)}  # none, and in no file
+        rest: Weights = {}
+        for name, tensor in theirs.items():
+            if name in self.names:
+                ours[self.names[name]] = shaped(name, tensor)
+            elif name.startswith("vision_encoder."):
+                ours |= self.vision(name, tensor)
+            else:
+                rest[name.removeprefix("lang_encoder.")] = tensor
+        language = self.keys.translate(rest, self.config.decoder)
+        ours |= {f"decoder.{k}": v for k, v in language.ours.items()}
+        interval = self.config.cross_attention.interval
+        where = f"the language model with cross-attention every {interval} layers"
+        complain(str(checkpoint), self.problems(ours, language), where)
+        return ours
+
+    def vision(self, name: str, tensor: Tensor) -> Weights:
+        """Only a dump of the whole model has it, as open_clip names it."""
+        plain = name.removeprefix("vision_encoder.")
+        if is_any(f"visual.{plain}", OPEN_CLIP_HARMLESS):
+            return {}
+        found = {f"vision.{k}": v for k, v in from_open_clip(plain, tensor).items()}
+        if not found:
+            self.leftover.add(name)
+        return found
+
+    def problems(self, ours: Weights, language: Translation) -> dict[str, set[str]]:
+        """With the names of the file, wherever it has one."""
+        wanted = {k: v for k, v in self.expected.items() if k in ours or must_have(k)}
+        wrong = mismatches(
+            {self.their_name(k): v for k, v in ours.items()},
+            {self.their_name(k): v for k, v in wanted.items()},
+        )
+        wrong["leftover"] |= self.leftover | {self.source(name) for name in language.leftover}
+        wrong["wrongly shaped"] |= language.misfits
+        wrong["one tensor with two values"] = self.conflicts | language.conflicts
+        return wrong
+
+    def own_names(self) -> Iterator[tuple[str, str]]:
+        """Theirs → ours, of all that OpenFlamingo added to the language model."""
+        yield "perceiver.latents", "resampler.latents"
+        yield from self.tensors("perceiver.norm", "resampler.norm")
+        for index in range(self.config.resampler.num_layers):
+            for theirs, ours in RESAMPLER_LAYER.items():
+                prefix = f"layers.{index}"
+                yield from self.tensors(
+                    f"perceiver.{prefix}.{theirs}", f"resampler.{prefix}.{ours}"
+                )
+        has_block = self.config.cross_attention.has_block
+        blocks = filter(has_block, range(self.config.decoder.num_layers))
+        for index, layer in enumerate(blocks):
+            yield from self.block(f"{self.layers}.{layer}.gated_cross_attn_layer", index)
+
+    def block(self, prefix: str, index: int) -> Iterator[tuple[str, str]]:
+        for theirs, ours in GATES.items():
+            yield f"{prefix}.{theirs}", f"cross_attention.{index}.{ours}"
+        for theirs, ours in BLOCK.items():
+            yield from self.tensors(f"{prefix}.{theirs}", f"cross_attention.{index}.{ours}")
+
+    def tensors(self, theirs: str, ours: str) -> Iterator[tuple[str, str]]:
+        """The weight of a module and, where it has one, the bias."""
+        for kind in ("weight", "bias"):
+            if f"{ours}.{kind}" in self.expected:
+                yield f"{theirs}.{kind}", f"{ours}.{kind}"
+
+    def one_of_each(self, theirs: Mapping[str, Tensor]) -> Weights:
+        """A live model reaches a tensor by up to three names; copies must agree."""
+        found: Weights = {}
+        for name, tensor in theirs.items():
+            short = self.short(name)
+            if short in found and not torch.equal(found[short], tensor):
+                self.conflicts.add(f"{self.sources[short]} and {name}")
+            found[short], self.sources[short] = tensor, name
+        return found
+
+    def short(self, name: str) -> str:
+        """`module.` is left by distributed training, the lists by the reference's bookkeeping."""
+        name = name.removeprefix("module.")
+        for copies, place in COPIES.items():
+            if match := re.fullmatch(rf"lang_encoder\.{copies}\.(\d+)\.(.+)", name):
+                return f"{self.layers}.{match[1]}.{place}{match[2]}"
+        return name.replace(".decoder_layer.", ".", 1)
+
+    def their_name(self, ours: str) -> str:
+        if ours in self.theirs:
+            return self.theirs[ours]
+        room, _, name = ours.partition(".")
+        return f"lang_encoder.{self.keys.their_name(name)}" if room == "decoder" else ours
+
+    def source(self, plain: str) -> str:
+        return self.sources.get(f"lang_encoder.{plain}") or self.sources[plain]
+
+
+def shaped(name: str, tensor: Tensor) -> Tensor:
+    """Their gates have one element, ours no dimension."""
+    is_gate = name.endswith("_gate") and tensor.shape == (1,)
+    return tensor.squeeze(0) if is_gate else tensor
+
+
+def must_have(ours: str) -> bool:
+    """The vision tower and the language model's layers come from elsewhere."""
+    return ours.startswith(("resampler.", "cross_attention.", "decoder.embed."))
+
+
+def read_state(checkpoint: Path) -> Weights:
+    """Flat, or within what training saves beside it."""
+    saved = read_torch(checkpoint)
+    if isinstance(saved, dict) and "model_state_dict" in saved:
+        saved = saved["model_state_dict"]
+    return as_tensors(saved, checkpoint)

@@ -1,0 +1,60 @@
+"""What the reference implementations gave for the same weights; see tests/golden/README.md."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt as the reference ran it, without the padding of its batch."""
+
+    ids: list[int]
+    pixels: Tensor  # [pictures, 1, 3, H, W]
+    logits: Tensor  # [len(ids), vocab]
+    new_ids: list[int]
+    text: str
+    images: list[str]
+    new_text: str
+
+
+@dataclass(frozen=True)
+class GoldenSet:
+    """A checkpoint with all that was recorded from it."""
+
+    folder: Path
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        values: dict[str, Any] = json.loads((self.folder / "golden" / "meta.json").read_text())
+        return values
+
+    def arrays(self, case: str) -> dict[str, Tensor]:
+        with np.load(self.folder / "golden" / f"{case}.npz") as arrays:
+            return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def rows(self, case: str) -> list[Row]:
+        told, arrays = self.meta["cases"][case], self.arrays(case)
+        rows = []
+        for number, mask in enumerate(arrays["attention_mask"]):
+            rows.append(
+                Row(
+                    ids=arrays["input_ids"][number][mask].tolist(),
+                    pixels=arrays["vision_x"][number, : told["n_images"][number]],
+                    logits=arrays["logits"][number][mask],
+                    new_ids=told["greedy_new_tokens"][number],
+                    text=told["texts"][number],
+                    images=told["images"][number],
+                    new_text=told["greedy_text"][number],
+                )
+            )
+        return rows
