@@ -70,8 +70,8 @@ NFNET_BLOCKS = {f"f{i}": (i + 1, 2 * i + 2, 6 * i + 6, 3 * i + 3) for i in range
 class VisionConfig:
     """The frozen picture tower: pixels [N, 3, size, size] → tokens [N, S, dim].
 
-    `widths` and `blocks` shape a `conv` tower; `patch_size` to `keep_class_token` a `clip` tower,
-    whose defaults are those of ViT-L/14.
+    `widths` and `blocks` shape a `conv` tower; `patch_size` to `keep_class_token` a `clip` or an
+    `idefics` tower, with the defaults of ViT-L/14.
     """
 
     image_size: int
@@ -124,7 +124,7 @@ class VisionConfig:
     @property
     def num_tokens(self) -> int:
         """Tokens per frame, S: the last grid flattened, and the class token where it is kept."""
-        return self.num_patches + self.keep_class_token
+        return self.num_patches + (self.keep_class_token or self.kind == "idefics")
 
     @property
     def num_patches(self) -> int:
@@ -170,10 +170,20 @@ def _nfnet_side(config: VisionConfig) -> int:
     return -(-config.image_size // int(2 ** (len(config.widths) + 1)))  # its stem halves once more
 
 
-_VISION_CHECKS = {"conv": _check_conv, "clip": _check_clip, "nfnet": _check_nfnet}
-_VISION_SIDES = {"conv": _conv_side, "clip": _clip_side, "nfnet": _nfnet_side}
+_VISION_CHECKS = {
+    "conv": _check_conv,
+    "clip": _check_clip,
+    "nfnet": _check_nfnet,
+    "idefics": _check_clip,
+}
+_VISION_SIDES = {
+    "conv": _conv_side,
+    "clip": _clip_side,
+    "nfnet": _nfnet_side,
+    "idefics": _clip_side,
+}
 
-FEED_FORWARD_ACTIVATIONS = ("squared_relu", "gelu")
+FEED_FORWARD_ACTIVATIONS = ("squared_relu", "gelu", "relu")
 """Of resampler and cross-attention; `resampler.py` says what each one does."""
 
 
@@ -200,6 +210,7 @@ class ResamplerConfig:
     ff_mult: int = 4
     num_time_embeddings: int = 8  # 0: time is not told, the frames are simply joined
     activation: str = "squared_relu"
+    query_key_norm: bool = False  # of each head
 
     def __post_init__(self) -> None:
         _check_activation("resampler.activation", self.activation)
@@ -210,12 +221,20 @@ class ResamplerConfig:
             )
 
 
+CROSS_ATTENTION_CHOICES = {
+    "kind": ("flamingo", "idefics"),
+    "media_rule": ("last", "until_end_of_text", "legacy"),
+}
+"""What `cross_attention.py` has an entry for; it says what each one does."""
+
+
 @dataclass(frozen=True)
 class CrossAttentionConfig:
     """GATED XATTN-DENSE (paper, section 3.1.2), before every `interval`-th decoder layer.
 
     The rest are the paper's ablations: without `has_feed_forward` it is VANILLA XATTN, without
     `is_gated` it starts as no identity, and with `sees_all_media` a token sees every media so far.
+    `kind` `idefics` has RMSNorms and SwiGLU; `media_rule` says which token sees which media.
     """
 
     interval: int = 1
@@ -228,13 +247,24 @@ class CrossAttentionConfig:
     activation: str = "squared_relu"
     norm_media: bool = True
     placement: str = "first"
+    kind: str = "flamingo"
+    media_rule: str = "last"
+    ff_dim: int | None = None  # this and the rest: IDEFICS only; None: ff_mult times the width
+    norm_eps: float = 1e-6
+    query_key_norm: bool = False  # of each head
+    has_vector_gates: bool = False
 
     def __post_init__(self) -> None:
         _check_activation("cross_attention.activation", self.activation)
-        if self.placement not in _PLACES:
+        choices = CROSS_ATTENTION_CHOICES | {"placement": tuple(_PLACES)}
+        for name, known in choices.items():
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"cross_attention.{name} {value!r} is not known; known: {known}")
+        if self.kind == "idefics" and not (self.has_feed_forward and self.is_gated):
+            raise ValueError("cross_attention.kind 'idefics' has a feed-forward and gates")
+        if self.kind != "idefics" and (self.query_key_norm or self.has_vector_gates):
             raise ValueError(
-                f"cross_attention.placement {self.placement!r} is not known; "
-                f"known: {tuple(_PLACES)}"
+                "query_key_norm and has_vector_gates need cross_attention.kind 'idefics'"
             )
 
     def has_block(self, layer: int) -> bool:
@@ -334,7 +364,7 @@ class DecoderConfig:
         return self.embed_dim or self.dim
 
 
-IMAGE_STYLES = ("token", "text")
+IMAGE_STYLES = ("token", "text", "idefics")
 """How a picture stands in a prompt; `prompt.py` says what each one does."""
 
 
@@ -359,7 +389,7 @@ class SpecialTokens:
 
     def single(self) -> list[str]:
         """Those that are one special token each."""
-        image = [self.image] if self.image_style == "token" else []
+        image = [] if self.image_style == "text" else [self.image]
         return [*image, self.end_of_chunk, self.end_of_text, *([self.begin] if self.begin else [])]
 
 

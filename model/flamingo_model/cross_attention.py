@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import CrossAttentionConfig
@@ -15,7 +17,7 @@ CrossAttend = Callable[[int, Tensor], Tensor]
 
 
 def visible_media(token_ids: Sequence[int], image_token_id: int) -> list[int]:
-    """`last_marked_media` where one token stands for every media."""
+    """`last_marked_media` where one token stands for a media."""
     return last_marked_media(token_ids, {image_token_id})
 
 
@@ -30,6 +32,57 @@ def last_marked_media(token_ids: Sequence[int], marker_ids: Collection[int]) -> 
         seen += token in marker_ids
         index.append(seen)
     return index
+
+
+@dataclass(frozen=True)
+class MarkIds:
+    """The ids by which rules find media; flamingo-mini has two of them, `<` with a space or not."""
+
+    media: frozenset[int]
+    end_of_text: int | None = None
+
+
+@dataclass(frozen=True)
+class MediaRule:
+    """Which token of one sequence sees which media: those of the prompt, then all new ones."""
+
+    prompt: Callable[[Sequence[int], MarkIds], list[int]]
+    goes_on: bool = True  # new tokens see what the prompt's last one sees; else nothing
+
+    def generated(self, media_index: Sequence[int]) -> int:
+        return media_index[-1] if self.goes_on and media_index else -1
+
+
+def last_media(token_ids: Sequence[int], marks: MarkIds) -> list[int]:
+    """The paper's rule: also OpenFlamingo 2 and flamingo-mini."""
+    return last_marked_media(token_ids, marks.media)
+
+
+def media_until_end_of_text(token_ids: Sequence[int], marks: MarkIds) -> list[int]:
+    """IDEFICS: behind an end of text, which itself still sees, nothing is seen until a media."""
+    index, is_over = last_media(token_ids, marks), False
+    for place, token in enumerate(token_ids):
+        is_over = is_over and token not in marks.media
+        index[place] = -1 if is_over else index[place]
+        is_over = is_over or token == marks.end_of_text
+    return index
+
+
+def next_media(token_ids: Sequence[int], marks: MarkIds) -> list[int]:
+    """OpenFlamingo 1: a media's token sees it, every other token the media after it, if any."""
+    index = last_media(token_ids, marks)
+    num_media = index[-1] + 1 if index else 0
+    for place, token in enumerate(token_ids):
+        seen = index[place] + (token not in marks.media)
+        index[place] = seen if seen < num_media else -1
+    return index
+
+
+MEDIA_RULES = {
+    "last": MediaRule(last_media),
+    "until_end_of_text": MediaRule(media_until_end_of_text),
+    "legacy": MediaRule(next_media, goes_on=False),
+}
 
 
 def media_mask(media_index: Tensor, num_media: int, sees_all: bool = False) -> Tensor:
@@ -54,14 +107,14 @@ class GatedCrossAttention(nn.Module):
         super().__init__()
         inner = config.num_heads * config.head_dim
         self.num_heads = config.num_heads
-        self.norm = nn.LayerNorm(dim)
+        self.norm: nn.Module = nn.LayerNorm(dim)
         self.norm_media = nn.LayerNorm(media_dim) if config.norm_media else nn.Identity()
         self.to_q = nn.Linear(dim, inner, bias=False)
         self.to_kv = nn.Linear(media_dim, 2 * inner, bias=False)
         self.to_out = nn.Linear(inner, dim, bias=False)
-        self.feed_forward = (
-            FeedForward(dim, config.ff_mult, config.activation) if config.has_feed_forward else None
-        )
+        self.feed_forward: nn.Module | None = None
+        if config.has_feed_forward:
+            self.feed_forward = FeedForward(dim, config.ff_mult, config.activation)
         self.attention_gate = closed_gate() if config.is_gated else None
         has_second = config.is_gated and config.has_feed_forward
         self.feed_forward_gate = closed_gate() if has_second else None
@@ -73,18 +126,73 @@ class GatedCrossAttention(nn.Module):
 
     def forward(self, hidden: Tensor, block: int, attend: CrossAttend) -> Tensor:
         """`hidden` [..., dim]; `attend` holds the media keys and values, never this layer."""
-        seen = attend(block, self.split(self.to_q(self.norm(hidden))))  # [..., heads, head_dim]
+        seen = attend(block, self.queries(self.norm(hidden)))  # [..., heads, head_dim]
         hidden = hidden + gated(self.attention_gate, self.to_out(seen.flatten(-2)))
         if self.feed_forward is None:
             return hidden
         return hidden + gated(self.feed_forward_gate, self.feed_forward(hidden))
 
+    def queries(self, hidden: Tensor) -> Tensor:
+        return self.split(self.to_q(hidden))
+
     def split(self, x: Tensor) -> Tensor:
         return torch.unflatten(x, -1, (self.num_heads, -1))  # [..., heads, head_dim]
 
 
-def closed_gate() -> nn.Parameter:
-    return nn.Parameter(torch.zeros(()))
+class GatedFeedForward(nn.Module):
+    """RMSNorm, then SwiGLU without biases."""
+
+    def __init__(self, dim: int, inner: int, eps: float) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(dim, eps=eps)
+        self.gate = nn.Linear(dim, inner, bias=False)
+        self.up = nn.Linear(dim, inner, bias=False)
+        self.down = nn.Linear(inner, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        out: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        return out
+
+
+class IdeficsCrossAttention(GatedCrossAttention):
+    """IDEFICS: LLaMA's norms and feed-forward; queries and keys may be normed, each head alone."""
+
+    def __init__(self, dim: int, media_dim: int, config: CrossAttentionConfig) -> None:
+        super().__init__(dim, media_dim, config)
+        eps, inner = config.norm_eps, config.ff_dim or config.ff_mult * dim
+        has_norms = config.query_key_norm
+        self.norm = nn.RMSNorm(dim, eps=eps)
+        self.q_norm = nn.RMSNorm(config.head_dim, eps=eps) if has_norms else nn.Identity()
+        self.k_norm = nn.RMSNorm(config.head_dim, eps=eps) if has_norms else nn.Identity()
+        self.feed_forward = GatedFeedForward(dim, inner, eps)
+        if config.has_vector_gates:
+            self.attention_gate, self.feed_forward_gate = closed_gate(dim), closed_gate(dim)
+
+    def queries(self, hidden: Tensor) -> Tensor:
+        out: Tensor = self.q_norm(super().queries(hidden))
+        return out
+
+    def project_media(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        k, v = super().project_media(latents)
+        return self.k_norm(k), v
+
+
+CROSS_ATTENTION_KINDS: dict[str, type[GatedCrossAttention]] = {
+    "flamingo": GatedCrossAttention,
+    "idefics": IdeficsCrossAttention,
+}
+
+
+def build_cross_attention(
+    dim: int, media_dim: int, config: CrossAttentionConfig
+) -> GatedCrossAttention:
+    """The block that `config.kind` names."""
+    return CROSS_ATTENTION_KINDS[config.kind](dim, media_dim, config)
+
+
+def closed_gate(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(shape))
 
 
 def gated(gate: Tensor | None, x: Tensor) -> Tensor:

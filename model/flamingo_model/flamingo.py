@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import FlamingoConfig
-from .cross_attention import CrossAttend, GatedCrossAttention
+from .cross_attention import CrossAttend, GatedCrossAttention, build_cross_attention
 from .decoder import Decoder, SelfAttend
 from .resampler import build_resampler
 from .vision import build_vision
@@ -39,7 +39,7 @@ class Flamingo(nn.Module):
         self.resampler = build_resampler(config.resampler, config.vision)
         self.decoder = Decoder(config.decoder)
         self.cross_attention = nn.ModuleList(
-            GatedCrossAttention(config.decoder.dim, config.resampler.dim, config.cross_attention)
+            build_cross_attention(config.decoder.dim, config.resampler.dim, config.cross_attention)
             for _ in range(config.cross_attention.num_blocks(config.decoder.num_layers))
         )
 

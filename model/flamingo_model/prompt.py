@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Protocol
 
 from tokenizers import Tokenizer
 
-from .config import SpecialTokens
-from .cross_attention import last_marked_media
+from .config import FlamingoConfig, SpecialTokens
+from .cross_attention import MEDIA_RULES, MarkIds, MediaRule
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,14 @@ Part = TextPart | MediaPart
 
 @dataclass(frozen=True)
 class RenderedPrompt:
-    """`media_index` holds for each token the number of the media it sees, -1 for none."""
+    """`media_index` holds for each token the number of the media it sees, -1 for none.
+
+    `generated_media` is the one that the tokens after the prompt see.
+    """
 
     token_ids: list[int]
     media_index: list[int]
+    generated_media: int
 
 
 class PromptError(ValueError):
@@ -130,21 +135,63 @@ class TextMarker:
         )
 
 
+class IdeficsMarker(TokenMarker):
+    """Fake tokens around pictures; neighbours share the one between them.
+
+    The tokenizer puts a space before a text, so texts in a row go through it as one. Where the
+    model knows `<end_of_utterance>`, it is for the client to write it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, tokens: SpecialTokens) -> None:
+        super().__init__(tokenizer, tokens)
+        self.fake = special_id(tokenizer, "<fake_token_around_image>")
+
+    def write(self, parts: Sequence[Part], encode: Encode) -> list[int]:
+        ids: list[int] = []
+        for number, part in joined_texts(parts):
+            if isinstance(part, TextPart):
+                ids += self.checked(encode(part), number)
+                continue
+            opening = [] if ids[-2:] == [self.image_token_id, self.fake] else [self.fake]
+            ids += [*opening, self.image_token_id, self.fake]
+        return ids
+
+
+def joined_texts(parts: Sequence[Part]) -> Iterator[tuple[int, Part]]:
+    """Parts with their numbers; texts in a row that are read alike are one, with the first's."""
+    kinds = groupby(enumerate(parts), lambda item: getattr(item[1], "special_tokens", None))
+    for _, group in kinds:
+        number, first = next(group)
+        if isinstance(first, MediaPart):
+            yield number, first
+            yield from group
+        else:
+            rest = (part.text for _, part in group if isinstance(part, TextPart))
+            yield number, TextPart("".join([first.text, *rest]), first.special_tokens)
+
+
 MARKERS: dict[str, Callable[[Tokenizer, SpecialTokens], Marker]] = {
     "token": TokenMarker,
     "text": TextMarker,
+    "idefics": IdeficsMarker,
 }
 
 
 class PromptRenderer:
     """Two views of the tokenizer: one that knows special tokens in text, one that does not."""
 
-    def __init__(self, tokenizer: Tokenizer, tokens: SpecialTokens) -> None:
-        self.special = tokenizer
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        tokens: SpecialTokens,
+        rule: MediaRule = MEDIA_RULES["last"],
+    ) -> None:
+        self.special, self.rule = tokenizer, rule
         self.literal = Tokenizer.from_str(tokenizer.to_str())
         self.literal.encode_special_tokens = True
         self.marker = MARKERS[tokens.image_style](tokenizer, tokens)
         self.begin = [special_id(tokenizer, tokens.begin)] if tokens.begin else []
+        self.marks = MarkIds(self.marker.ids, tokenizer.token_to_id(tokens.end_of_text))
 
     def render(self, parts: Sequence[Part]) -> RenderedPrompt:
         """Raises PromptError for an empty prompt and for a picture's marker written into text."""
@@ -152,7 +199,8 @@ class PromptRenderer:
         if not ids:
             raise PromptError("the prompt is empty: send at least one character or one picture")
         ids = [*self.begin, *ids]
-        return RenderedPrompt(ids, last_marked_media(ids, self.marker.ids))
+        index = self.rule.prompt(ids, self.marks)
+        return RenderedPrompt(ids, index, self.rule.generated(index))
 
     def encode(self, part: TextPart) -> list[int]:
         tokenizer = self.special if part.special_tokens else self.literal
@@ -165,3 +213,8 @@ def special_id(tokenizer: Tokenizer, token: str) -> int:
     if found is None:
         raise ValueError(f"the tokenizer lacks the special token {token}")
     return found
+
+
+def build_renderer(tokenizer: Tokenizer, config: FlamingoConfig) -> PromptRenderer:
+    """With the model's way to mark pictures and its rule of who sees which."""
+    return PromptRenderer(tokenizer, config.tokens, MEDIA_RULES[config.cross_attention.media_rule])

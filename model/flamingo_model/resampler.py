@@ -13,6 +13,7 @@ from .config import ResamplerConfig, VisionConfig
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "squared_relu": lambda x: F.relu(x).square(),
     "gelu": F.gelu,
+    "relu": F.relu,
 }
 
 
@@ -42,6 +43,9 @@ class ResamplerLayer(nn.Module):
         self.norm_latents = nn.LayerNorm(config.dim)
         self.to_q = nn.Linear(config.dim, inner, bias=False)
         self.to_kv = nn.Linear(config.dim, 2 * inner, bias=False)
+        has_norms = config.query_key_norm
+        self.q_norm = nn.LayerNorm(config.head_dim) if has_norms else nn.Identity()
+        self.k_norm = nn.LayerNorm(config.head_dim) if has_norms else nn.Identity()
         self.to_out = nn.Linear(inner, config.dim, bias=False)
         self.feed_forward = FeedForward(config.dim, config.ff_mult, config.activation)
 
@@ -53,7 +57,7 @@ class ResamplerLayer(nn.Module):
     def attend(self, latents: Tensor, features: Tensor) -> Tensor:
         keys_values = self.to_kv(torch.cat([features, latents], dim=1))
         k, v = (self.split(x) for x in keys_values.chunk(2, dim=-1))
-        q = self.split(self.to_q(latents))
+        q, k = self.q_norm(self.split(self.to_q(latents))), self.k_norm(k)
         # Written out: the fused kernel is many times slower for so few queries on a CPU.
         scores = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).float()  # sums of many small terms
         out = scores.softmax(-1).to(v.dtype) @ v

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .clip import ClipTower
 from .config import VisionConfig
+from .idefics_vision import IdeficsTower
 from .nfnet import NFNet
 
 
@@ -53,5 +54,10 @@ class ConvTower(nn.Module):
 
 def build_vision(config: VisionConfig) -> nn.Module:
     """The tower that `config.kind` names."""
-    towers: dict[str, type[nn.Module]] = {"conv": ConvTower, "nfnet": NFNet, "clip": ClipTower}
+    towers: dict[str, type[nn.Module]] = {
+        "conv": ConvTower,
+        "nfnet": NFNet,
+        "clip": ClipTower,
+        "idefics": IdeficsTower,
+    }
     return towers[config.kind](config)

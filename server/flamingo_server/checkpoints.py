@@ -9,6 +9,8 @@ from tokenizers import Tokenizer
 
 from flamingo_model.checkpoints.checkpoint import pick_dtype
 from flamingo_model.checkpoints.folder import open_folder
+from flamingo_model.checkpoints.load import LOADERS as READERS
+from flamingo_model.checkpoints.load import model_type
 from flamingo_model.checkpoints.openflamingo import load_openflamingo
 from flamingo_model.checkpoints.published import resolve
 from flamingo_model.checkpoints.weights import CheckpointError
@@ -25,19 +27,28 @@ def load_checkpoint(settings: Settings, device: str) -> Loaded:
 
 
 def native(settings: Settings, device: str) -> Loaded:
-    checkpoint = open_folder(resolve(settings.model))
+    """A native folder, or one of Hugging Face whose config.json says which reader it needs."""
+    folder, dtype = resolve(settings.model), pick_dtype(settings.dtype, device)
+    if reader := READERS.get(model_type(folder)):
+        refuse_quantize(settings)
+        return reader(folder, device, dtype)
+    checkpoint = open_folder(folder)
     quantize = None if settings.quantize == "none" else settings.quantize
-    model = checkpoint.load(device, pick_dtype(settings.dtype, device), quantize)
+    model = checkpoint.load(device, dtype, quantize)
     return model, checkpoint.tokenizer
 
 
 def openflamingo(settings: Settings, device: str) -> Loaded:
     lm, vision, interval = settings.lm, settings.vision, settings.cross_attention_interval
     assert lm and vision and interval, "Settings asks for them"
-    if settings.quantize != "none":
-        raise CheckpointError("quantize works on native checkpoints only, not yet on openflamingo")
+    refuse_quantize(settings)
     dtype = pick_dtype(settings.dtype, device)
     return load_openflamingo(Path(settings.model), Path(lm), Path(vision), interval, device, dtype)
+
+
+def refuse_quantize(settings: Settings) -> None:
+    if settings.quantize != "none":
+        raise CheckpointError("quantize works on native checkpoints only, as yet")
 
 
 LOADERS: dict[str, Callable[[Settings, str], Loaded]] = {

@@ -69,7 +69,9 @@ class PromptBuilder:
         layout = self.lay_out(body)
         rendered = await self.render(layout)
         media = await asyncio.gather(*(self.load(*found) for found in layout.media))
-        return Prompt(rendered.token_ids, rendered.media_index, list(media))
+        return Prompt(
+            rendered.token_ids, rendered.media_index, list(media), rendered.generated_media
+        )
 
     def lay_out(self, body: PromptRequest) -> Layout:
         """Raises BadRequest and TooLarge; looks into no picture."""

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from tokenizers import Tokenizer
 
-from flamingo_model.prompt import PromptRenderer
+from flamingo_model.prompt import build_renderer
 from flamingo_model.templates import Templates
 
 from .checkpoints import load_checkpoint
@@ -74,7 +74,7 @@ class Service:
         self.engine = Engine(config, runner, self.tokenizer, limits)
         self.pool = MediaPool(transform, self.settings.media_limits(), self.settings.media_workers)
         self.prompts = PromptBuilder(
-            PromptRenderer(self.tokenizer, config.tokens),
+            build_renderer(self.tokenizer, config),
             Templates(config.templates, config.tokens, special_tokens(self.tokenizer)),
             self.pool,
             PromptLimits(limit, self.settings.max_media, self.settings.max_prompt_frames),

@@ -40,7 +40,7 @@ def test_a_film_is_one_media_and_is_answered(emoji: httpx.Client) -> None:
 
 def test_a_blue_film_is_blue(emoji: httpx.Client) -> None:
     blue = np.full((64, 64, 3), BLUE, dtype=np.uint8)
-    clip = video(film(num_frames=3, rate=1, size=(64, 64), scene=blue), max_frames=1)
+    clip = video(film(num_frames=3, rate=1, size=(64, 64), scene=lambda at: blue), max_frames=1)
     for part in (clip, image(picture())):
         answer = ask(emoji, part, QUESTION, max_tokens=4)
         assert answer["choices"][0]["text"].strip() == "blue"

@@ -95,6 +95,10 @@ def test_a_value_of_the_wrong_type_is_named(path: str, value: Any, said: str) ->
         ("vision__widths", [8, 12], "widths of stages with blocks must be multiples of 8"),
         ("decoder__head_dim", 15, "decoder.head_dim must be even"),
         ("resampler__dim", 25, "resampler.dim must equal vision.dim"),
+        ("cross_attention__kind", "otter", "cross_attention.kind 'otter' is not known"),
+        ("cross_attention__media_rule", "all", "media_rule 'all' is not known"),
+        ("cross_attention__query_key_norm", True, "need cross_attention.kind 'idefics'"),
+        ("cross_attention__has_vector_gates", True, "need cross_attention.kind 'idefics'"),
     ],
 )
 def test_a_network_that_cannot_be_built_is_refused(path: str, value: Any, said: str) -> None:

@@ -76,8 +76,8 @@ def test_a_block_before_the_second_layer_leaves_the_first_alone() -> None:
 @pytest.mark.parametrize(
     ("part", "options", "said"),
     [
-        (ResamplerConfig, {"dim": 8, "activation": "relu"}, "resampler.activation 'relu'"),
-        (CrossAttentionConfig, {"activation": "relu"}, "cross_attention.activation 'relu'"),
+        (ResamplerConfig, {"dim": 8, "activation": "tanh"}, "resampler.activation 'tanh'"),
+        (CrossAttentionConfig, {"activation": "tanh"}, "cross_attention.activation 'tanh'"),
         (CrossAttentionConfig, {"placement": "middle"}, "cross_attention.placement 'middle'"),
     ],
 )

@@ -64,15 +64,25 @@ def load_config(path: Path) -> FlamingoConfig:
 
 
 def load_tokenizer(path: Path, config: FlamingoConfig) -> Tokenizer:
+    tokenizer = read_tokenizer(path)
+    check_tokenizer(tokenizer, config, path)
+    return tokenizer
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises bare Exception
         raise CheckpointError(f"{path}: {error}") from error
     tokenizer.no_truncation()  # a prompt is never cut or padded behind the client's back
     tokenizer.no_padding()
+    return tokenizer
+
+
+def check_tokenizer(tokenizer: Tokenizer, config: FlamingoConfig, path: Path) -> None:
+    """Raises CheckpointError unless the model has a row for each token, and the special ones."""
     special = {t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special}
     if lacking := [token for token in config.tokens.single() if token not in special]:
         raise CheckpointError(f"{path}: the tokenizer lacks the special tokens {lacking}")
     if max(tokenizer.get_vocab().values()) >= config.decoder.vocab_size:
         raise CheckpointError(f"{path}: more tokens than the decoder's {config.decoder.vocab_size}")
-    return tokenizer

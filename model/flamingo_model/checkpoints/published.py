@@ -13,7 +13,7 @@ Download = Callable[..., str]
 """`huggingface_hub.snapshot_download`, or what takes the same and returns a folder."""
 
 PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.pt", "*.model", "*.txt"]
-LOADERS = frozenset({"native"})
+LOADERS = frozenset({"native", "idefics"})
 """Families that this version can load."""
 
 

@@ -44,11 +44,15 @@ class Media:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids, the number of the media each token sees (-1: none), and the media in order."""
+    """Token ids, the number of the media each token sees (-1: none), and the media in order.
+
+    `generated_media` is the one that generated tokens see; without it, what the last token sees.
+    """
 
     token_ids: list[int]
     media_index: list[int]
     media: list[Media]
+    generated_media: int | None = None
 
 
 @dataclass(frozen=True)
@@ -191,8 +195,10 @@ class Sequence:
     @property
     def last_slot(self) -> int:
         """The media slot that every generated token sees, -1 for none."""
-        last = self.request.prompt.media_index[-1]
-        return self.request.slots[last] if last >= 0 else -1
+        prompt = self.request.prompt
+        seen = prompt.generated_media
+        seen = prompt.media_index[-1] if seen is None else seen
+        return self.request.slots[seen] if seen >= 0 else -1
 
     @property
     def seen_slots(self) -> list[int]:

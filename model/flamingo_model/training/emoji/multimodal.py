@@ -72,7 +72,7 @@ def initialise(model: Flamingo, gate: float = 0.5) -> None:
                 nn.init.constant_(parameter, gate)
         nn.init.zeros_(block.to_out.weight)
         if block.feed_forward is not None:
-            nn.init.zeros_(block.feed_forward.down.weight)
+            nn.init.zeros_(block.feed_forward.get_parameter("down.weight"))
 
 
 def forward(model: Flamingo, batch: PictureBatch, latents: Tensor) -> Tensor:
