@@ -1,12 +1,17 @@
 """Which picture a token saw in older code, for every order of text and pictures."""
 
+from collections.abc import Callable
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flamingo_model.cross_attention import visible_media
+from flamingo_model.attention import DenseCrossAttention
+from flamingo_model.cross_attention import media_mask, visible_media
 from flamingo_model.media_rules import last_for_generated, next_media, none_for_generated
-from forward import IMAGE
+from forward import IMAGE, Cached, Chunk, run
+from published import LLAMA, source
 
 tokens = st.lists(st.sampled_from([IMAGE, 7, 8]), max_size=30)
 
@@ -57,3 +62,21 @@ def test_what_is_generated_sees_the_last_picture_or_none(ids: list[int]) -> None
     index = visible_media(ids, IMAGE)
     assert last_for_generated(index) == ids.count(IMAGE) - 1
     assert none_for_generated(index) == -1
+
+
+@pytest.mark.parametrize("rule", [next_media, visible_media])
+def test_the_network_steps_under_any_rule(rule: Callable[[list[int], int], list[int]]) -> None:
+    """Prompt and generated tokens through the caches, against the whole sequence at once."""
+    model, pixels = source(LLAMA, interval=2, num_rows=16), torch.randn(2, 1, 3, 32, 32)
+    prompt, new = [7, IMAGE, 8, 8, IMAGE, 8], [9, 10]
+    index = rule(prompt, IMAGE)
+    caches = Cached(model)
+    caches.show([0, 1], pixels)
+    (found,) = caches.step(Chunk(0, prompt, index))
+    steps = [found]
+    for place, token in enumerate(new, start=len(prompt)):
+        steps += caches.step(decodes=[Chunk(0, [token], [none_for_generated(index)], place)])
+    seen = torch.tensor([index + [none_for_generated(index)] * len(new)])
+    media = model.project_media(model.encode_media(pixels).unsqueeze(0))
+    whole = run(model, prompt + new, DenseCrossAttention(media, media_mask(seen, 2)))
+    torch.testing.assert_close(torch.cat(steps), whole)

@@ -128,9 +128,9 @@ def flamingo_config(
 
 
 def name_of(checkpoint: Path) -> str:
-    """Every released file is called checkpoint.pt; its folder tells them apart."""
+    """Every released file is called checkpoint.pt or model.pt; its folder tells them apart."""
     resolved = checkpoint.resolve()
-    return resolved.parent.name if resolved.stem == "checkpoint" else resolved.stem
+    return resolved.parent.name if resolved.stem in ("checkpoint", "model") else resolved.stem
 
 
 # ---- tokenizer
