@@ -223,7 +223,7 @@ class ResamplerConfig:
 
 CROSS_ATTENTION_CHOICES = {
     "kind": ("flamingo", "idefics"),
-    "media_rule": ("last", "until_end_of_text", "legacy"),
+    "media_rule": ("last", "last_in_prompt", "until_end_of_text", "legacy"),
 }
 """What `cross_attention.py` has an entry for; it says what each one does."""
 

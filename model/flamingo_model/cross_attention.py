@@ -80,6 +80,7 @@ def next_media(token_ids: Sequence[int], marks: MarkIds) -> list[int]:
 
 MEDIA_RULES = {
     "last": MediaRule(last_media),
+    "last_in_prompt": MediaRule(last_media, goes_on=False),  # Otter
     "until_end_of_text": MediaRule(media_until_end_of_text),
     "legacy": MediaRule(next_media, goes_on=False),
 }

@@ -124,7 +124,7 @@ def test_one_line_says_what_is_wrong(
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("HuggingFaceM4/idefics-9b", "is of the family idefics, which this version cannot load"),
+        ("luodian/OTTER-Image-MPT7B", "is of the family otter, which this version cannot load"),
         ("nobody/nothing", "nor a published one: see `flamingo models`"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -79,3 +80,23 @@ def test_legacy_text_is_one_ahead_of_the_paper_s(ids: list[int]) -> None:
 
 def test_legacy_answers_see_nothing() -> None:
     assert LEGACY.generated(LEGACY.prompt([7, IMAGE], MARKS)) == -1
+
+
+def version_ones(ids: list[int]) -> list[int]:
+    """The lines of OpenFlamingo 1 with `attend_previous=False`, whose counts begin at 1."""
+    media = torch.tensor(ids, dtype=torch.long) == IMAGE
+    text_time = media.cumsum(-1)
+    text_time[~media] += 1
+    text_time[text_time > media.count_nonzero()] = 0
+    return [int(time) - 1 for time in text_time]
+
+
+@given(st.lists(st.sampled_from([IMAGE, 7, 8]), max_size=30))
+def test_the_legacy_rule_is_version_ones(ids: list[int]) -> None:
+    assert LEGACY.prompt(ids, MARKS) == version_ones(ids)
+
+
+def test_otters_generated_tokens_see_nothing() -> None:
+    rule = MEDIA_RULES["last_in_prompt"]
+    index = rule.prompt([7, IMAGE, 7], MARKS)
+    assert index == [-1, 0, 0] and rule.generated(index) == -1

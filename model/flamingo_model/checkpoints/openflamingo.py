@@ -29,6 +29,7 @@ from ..flamingo import Flamingo
 from .clip import OPEN_CLIP_HARMLESS, from_open_clip, is_any, read_clip
 from .key_map import KeyMap, Translation
 from .language_models import decoder_config, decoder_weights, family
+from .lora import merge_lora
 from .weights import CheckpointError, as_tensors, complain, mismatches, read_folder, read_torch
 
 END_OF_CHUNK, IMAGE, PAD = "<|endofchunk|>", "<image>", "<PAD>"
@@ -52,6 +53,7 @@ BLOCK = {
     "ff.1": "feed_forward.up",
     "ff.3": "feed_forward.down",
 }
+HARMLESS = (r"(vision_model\.)?embeddings\.position_ids",)  # of the vision encoder
 COPIES = {"old_decoder_blocks": "", "gated_cross_attn_layers": "gated_cross_attn_layer."}
 GATES = {"attn_gate": "attention_gate", "ff_gate": "feed_forward_gate"}
 
@@ -78,16 +80,29 @@ def load_openflamingo(
     tokens = special_tokens(tokenizer)
     config = flamingo_config(name_of(checkpoint), tower, base.config, interval, tokens)
     trained = Trained(config, base.keys).read(checkpoint)
+    config, weights = together(config, base, vision_weights, trained)
+    return build_model(config, weights, device, dtype), tokenizer
+
+
+def together(
+    config: FlamingoConfig, base: LanguageModel, vision: Weights, trained: Weights
+) -> tuple[FlamingoConfig, Weights]:
+    """The models beneath, and over them what was trained."""
     decoder = base.with_head(trained)
-    config = replace(config, decoder=decoder.config)
-    weights = {f"vision.{k}": v for k, v in vision_weights.items()}
+    weights = {f"vision.{k}": v for k, v in vision.items()}
     weights |= {f"decoder.{k}": v for k, v in decoder.weights.items()} | trained
+    return replace(config, decoder=decoder.config), weights
+
+
+def build_model(
+    config: FlamingoConfig, weights: Weights, device: str, dtype: torch.dtype
+) -> Flamingo:
     with torch.device("meta"):
         model = Flamingo(config)
     model.load_state_dict(
         {k: v.to(device=device, dtype=dtype) for k, v in weights.items()}, assign=True
     )
-    return model.to(device).eval().requires_grad_(False), tokenizer
+    return model.to(device).eval().requires_grad_(False)
 
 
 def flamingo_config(
@@ -113,9 +128,9 @@ def flamingo_config(
 
 
 def name_of(checkpoint: Path) -> str:
-    """Every released file is called checkpoint.pt; its folder tells them apart."""
+    """Every released file is called checkpoint.pt or model.pt; its folder tells them apart."""
     resolved = checkpoint.resolve()
-    return resolved.parent.name if resolved.stem == "checkpoint" else resolved.stem
+    return resolved.parent.name if resolved.stem in ("checkpoint", "model") else resolved.stem
 
 
 # ---- tokenizer
@@ -123,6 +138,11 @@ def name_of(checkpoint: Path) -> str:
 
 def load_tokenizer(lm: Path) -> Tokenizer:
     """The language model's, with OpenFlamingo's tokens behind its own."""
+    added = [END_OF_CHUNK, IMAGE] if has_pad_token(lm) else [END_OF_CHUNK, IMAGE, PAD]
+    return tokenizer_with(lm, added)
+
+
+def tokenizer_with(lm: Path, added: list[str]) -> Tokenizer:
     path = lm / "tokenizer.json"
     try:
         tokenizer = Tokenizer.from_file(str(path))
@@ -130,7 +150,6 @@ def load_tokenizer(lm: Path) -> Tokenizer:
         raise CheckpointError(f"{path}: {error}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    added = [END_OF_CHUNK, IMAGE] if has_pad_token(lm) else [END_OF_CHUNK, IMAGE, PAD]
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in added])
     return tokenizer
 
@@ -212,6 +231,8 @@ def resized(rows: Tensor, num: int) -> Tensor:
 class Trained:
     """The tensors of a `checkpoint.pt` under our names, and what is wrong with them."""
 
+    resampler_layer, block_modules = RESAMPLER_LAYER, BLOCK  # theirs → ours
+
     def __init__(self, config: FlamingoConfig, keys: KeyMap) -> None:
         self.config, self.keys = config, keys
         self.layers = f"lang_encoder.{keys.base}{keys.layers}"
@@ -223,28 +244,53 @@ class Trained:
         self.conflicts, self.leftover = set[str](), set[str]()
 
     def read(self, checkpoint: Path) -> Weights:
-        theirs = self.one_of_each(read_state(checkpoint))
+        return self.fit(read_state(checkpoint), str(checkpoint))
+
+    def fit(self, state: Mapping[str, Tensor], where: str) -> Weights:
+        """Raises CheckpointError for what is missing, left over or misshapen."""
+        ours, language = self.translate(self.one_of_each(state))
         time = self.expected["resampler.time_embeddings"]
-        ours = {"resampler.time_embeddings": torch.zeros(time.shape)}  # none, and in no file
-        rest: Weights = {}
+        if not len(time):
+            ours["resampler.time_embeddings"] = torch.zeros(time.shape)  # none, and in no file
+        interval = self.config.cross_attention.interval
+        what = f"the language model with cross-attention every {interval} layers"
+        complain(where, self.problems(ours, language), what)
+        return ours
+
+    def translate(self, theirs: Mapping[str, Tensor]) -> tuple[Weights, Translation]:
+        """Tensors under their short names: all of ours, and how the language model's fared."""
+        ours, rest = dict[str, Tensor](), dict[str, Tensor]()
         for name, tensor in theirs.items():
             if name in self.names:
-                ours[self.names[name]] = shaped(name, tensor)
+                ours[self.names[name]] = self.shaped(name, tensor)
             elif name.startswith("vision_encoder."):
                 ours |= self.vision(name, tensor)
             else:
                 rest[name.removeprefix("lang_encoder.")] = tensor
         language = self.keys.translate(rest, self.config.decoder)
-        ours |= {f"decoder.{k}": v for k, v in language.ours.items()}
-        interval = self.config.cross_attention.interval
-        where = f"the language model with cross-attention every {interval} layers"
-        complain(str(checkpoint), self.problems(ours, language), where)
-        return ours
+        return ours | {f"decoder.{k}": v for k, v in language.ours.items()}, language
+
+    def shaped(self, name: str, tensor: Tensor) -> Tensor:
+        """Their gates have one element, ours no dimension."""
+        is_gate = name.endswith("_gate") and tensor.shape == (1,)
+        return tensor.squeeze(0) if is_gate else tensor
+
+    def must_have(self, ours: str) -> bool:
+        """The vision tower and the language model's layers come from elsewhere."""
+        return ours.startswith(("resampler.", "cross_attention.", "decoder.embed."))
+
+    def merge(
+        self, weights: Weights, factors: Mapping[str, Tensor], alpha: float, where: str
+    ) -> None:
+        """Changes `weights` by low-rank updates; see lora.py."""
+        short = self.one_of_each(factors)
+        complain(where, {"one tensor with two values": self.conflicts}, "itself")
+        merge_lora(weights, short, alpha, lambda k, v: self.translate({k: v})[0], where)
 
     def vision(self, name: str, tensor: Tensor) -> Weights:
         """Only a dump of the whole model has it, as open_clip names it."""
         plain = name.removeprefix("vision_encoder.")
-        if is_any(f"visual.{plain}", OPEN_CLIP_HARMLESS):
+        if is_any(f"visual.{plain}", OPEN_CLIP_HARMLESS) or is_any(plain, HARMLESS):
             return {}
         found = {f"vision.{k}": v for k, v in from_open_clip(plain, tensor).items()}
         if not found:
@@ -253,7 +299,7 @@ class Trained:
 
     def problems(self, ours: Weights, language: Translation) -> dict[str, set[str]]:
         """With the names of the file, wherever it has one."""
-        wanted = {k: v for k, v in self.expected.items() if k in ours or must_have(k)}
+        wanted = {k: v for k, v in self.expected.items() if k in ours or self.must_have(k)}
         wrong = mismatches(
             {self.their_name(k): v for k, v in ours.items()},
             {self.their_name(k): v for k, v in wanted.items()},
@@ -268,7 +314,7 @@ class Trained:
         yield "perceiver.latents", "resampler.latents"
         yield from self.tensors("perceiver.norm", "resampler.norm")
         for index in range(self.config.resampler.num_layers):
-            for theirs, ours in RESAMPLER_LAYER.items():
+            for theirs, ours in self.resampler_layer.items():
                 prefix = f"layers.{index}"
                 yield from self.tensors(
                     f"perceiver.{prefix}.{theirs}", f"resampler.{prefix}.{ours}"
@@ -281,7 +327,7 @@ class Trained:
     def block(self, prefix: str, index: int) -> Iterator[tuple[str, str]]:
         for theirs, ours in GATES.items():
             yield f"{prefix}.{theirs}", f"cross_attention.{index}.{ours}"
-        for theirs, ours in BLOCK.items():
+        for theirs, ours in self.block_modules.items():
             yield from self.tensors(f"{prefix}.{theirs}", f"cross_attention.{index}.{ours}")
 
     def tensors(self, theirs: str, ours: str) -> Iterator[tuple[str, str]]:
@@ -301,8 +347,9 @@ class Trained:
         return found
 
     def short(self, name: str) -> str:
-        """`module.` is left by distributed training, the lists by the reference's bookkeeping."""
-        name = name.removeprefix("module.")
+        """Without what distributed training (`module.`), peft and the lists put into names."""
+        name = name.removeprefix("module.").replace(".base_layer.", ".", 1)
+        name = name.replace("lang_encoder.base_model.model.", "lang_encoder.", 1)
         for copies, place in COPIES.items():
             if match := re.fullmatch(rf"lang_encoder\.{copies}\.(\d+)\.(.+)", name):
                 return f"{self.layers}.{match[1]}.{place}{match[2]}"
@@ -316,17 +363,6 @@ class Trained:
 
     def source(self, plain: str) -> str:
         return self.sources.get(f"lang_encoder.{plain}") or self.sources[plain]
-
-
-def shaped(name: str, tensor: Tensor) -> Tensor:
-    """Their gates have one element, ours no dimension."""
-    is_gate = name.endswith("_gate") and tensor.shape == (1,)
-    return tensor.squeeze(0) if is_gate else tensor
-
-
-def must_have(ours: str) -> bool:
-    """The vision tower and the language model's layers come from elsewhere."""
-    return ours.startswith(("resampler.", "cross_attention.", "decoder.embed."))
 
 
 def read_state(checkpoint: Path) -> Weights:

@@ -1,0 +1,121 @@
+"""OpenFlamingo's first version, on LLaMA: OpenFlamingo-9B-deprecated, Med-Flamingo, Multimodal-GPT.
+
+`checkpoint.pt` (Med-Flamingo: `model.pt`) is what version 2 writes, with copies; Multimodal-GPT is
+low-rank updates over such a file. None has rows in the head for the new tokens, so the model cannot
+say `<|endofchunk|>`: see `never_said`. They were measured with the media rule `legacy`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from ..config import SpecialTokens
+from ..flamingo import Flamingo
+from .clip import read_clip
+from .lora import split_lora
+from .openflamingo import (
+    MUTED,
+    Trained,
+    Weights,
+    build_model,
+    flamingo_config,
+    load_tokenizer,
+    name_of,
+    read_language_model,
+    special_tokens,
+    together,
+)
+from .weights import CheckpointError, as_tensors, read_torch
+
+END_OF_SENTENCE = "</s>"  # LLaMA's; what training put behind every chunk's end
+INTERVAL = 4
+MULTIMODAL_GPT_ALPHA = 16.0
+
+
+def load_openflamingo_v1(
+    checkpoint: Path,
+    lm: Path,
+    vision: Path,
+    lora: Path | None = None,
+    interval: int = INTERVAL,
+    media_rule: str = "legacy",
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Flamingo, Tokenizer]:
+    """The model, in evaluation mode and without gradients, and its tokenizer.
+
+    `media_rule` "legacy" is what these checkpoints were measured with; "last" is version 2's.
+    `lora` is Multimodal-GPT's file, merged into the weights. Raises CheckpointError for anything
+    missing, left over or misshapen in any of the files.
+    """
+    tokenizer = load_tokenizer(lm)
+    base = read_language_model(lm, tokenizer.get_vocab_size())
+    tower, vision_weights = read_clip(vision)
+    config = flamingo_config(
+        name_of(lora or checkpoint), tower, base.config, interval, v1_tokens(tokenizer)
+    )
+    cross_attention = replace(config.cross_attention, media_rule=media_rule)
+    config = replace(config, cross_attention=cross_attention)
+    trained = Trained(config, base.keys).read(checkpoint)
+    config, weights = together(config, base, vision_weights, trained)
+    if lora:
+        state, alpha = read_lora(lora)
+        tune(weights, state, alpha, Tuned(config, base.keys), str(lora))
+    return build_model(config, weights, device, dtype), tokenizer
+
+
+def v1_tokens(tokenizer: Tokenizer) -> SpecialTokens:
+    """An answer may end as LLaMA ends one, since the end of the chunk is never said."""
+    tokens = special_tokens(tokenizer)
+    special = {t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special}
+    can_end = END_OF_SENTENCE in special
+    return replace(tokens, end_of_text=END_OF_SENTENCE) if can_end else tokens
+
+
+def never_said(model: Flamingo) -> list[int]:
+    """Ids that the model cannot choose: its head never learned them.
+
+    Where `<|endofchunk|>` is among them an answer ends at `</s>`, at a text that the client gives
+    to stop at, or at its longest. The reference leaves these logits to chance.
+    """
+    if not model.config.decoder.head_bias:
+        return []
+    muted: list[int] = (model.decoder.head.bias < MUTED / 2).nonzero().flatten().tolist()
+    return muted
+
+
+# ---- low-rank updates
+
+
+class Tuned(Trained):
+    """A file of changes: it need not hold anything."""
+
+    def must_have(self, ours: str) -> bool:
+        return False
+
+
+def read_lora(path: Path) -> tuple[Weights, float]:
+    """The tensors, and the alpha that training wrote beside them."""
+    saved = read_torch(path)
+    settings = saved.get("tuning_config") if isinstance(saved, dict) else None
+    if isinstance(saved, dict) and "model_state_dict" in saved:
+        saved = saved["model_state_dict"]
+    told = settings.get("lora_alpha") if isinstance(settings, dict) else None
+    return as_tensors(saved, path), float(told or MULTIMODAL_GPT_ALPHA)
+
+
+def tune(
+    weights: Weights, state: Mapping[str, Tensor], alpha: float, tuned: Tuned, where: str
+) -> None:
+    """Changes `weights`: whole tensors take the place of those before, low-rank ones are added."""
+    plain, factors = split_lora(state)
+    if not factors:
+        raise CheckpointError(f"{where} holds no low-rank updates")
+    weights |= tuned.fit(plain, where)
+    tuned.merge(weights, factors, alpha, where)
