@@ -12,7 +12,14 @@ from .media.limits import MediaLimits
 
 MIB = 2**20
 PARTS = ("lm", "vision", "cross_attention_interval")
-NEEDS: dict[str, tuple[str, ...]] = {"native": (), "openflamingo": PARTS}
+NEEDS: dict[str, tuple[str, ...]] = {
+    "native": (),
+    "openflamingo": PARTS,
+    "openflamingo-v1": PARTS,
+    "otter": (),
+    "otter-weights": PARTS,
+    "flamingo-mini": PARTS[:2],
+}
 """Families of checkpoints, and what a checkpoint does not say of itself."""
 
 
@@ -25,15 +32,17 @@ class Settings(BaseSettings):
         "embedded",
         description="checkpoint: folder, published name, openflamingo's file, or 'embedded'",
     )
-    lm: str | None = Field(None, description="openflamingo: folder of the language model")
-    vision: str | None = Field(None, description="openflamingo: folder of the CLIP model")
+    lm: str | None = Field(
+        None, description="folder of the language model, for families that need it"
+    )
+    vision: str | None = Field(None, description="folder of the CLIP model, likewise")
     cross_attention_interval: int | None = Field(
-        None, gt=0, description="openflamingo: cross_attn_every_n_layers of its training"
+        None, gt=0, description="cross_attn_every_n_layers of its training, likewise"
     )
     family: str = Field(
         "native",
         validate_default=True,
-        description="what wrote the checkpoint: native, openflamingo",
+        description=f"what wrote the checkpoint: {', '.join(NEEDS)}",
     )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")

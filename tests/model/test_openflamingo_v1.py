@@ -10,6 +10,8 @@ import torch
 from flamingo_model.checkpoints.openflamingo_v1 import load_openflamingo_v1, never_said
 from flamingo_model.checkpoints.weights import CheckpointError
 from flamingo_model.flamingo import Flamingo
+from flamingo_server.checkpoints import load_checkpoint
+from flamingo_server.config import Settings
 from forward import dense
 from published import (
     LLAMA,
@@ -241,3 +243,17 @@ def test_updates_to_an_unknown_module_are_named(written: Written) -> None:
 def test_a_file_without_updates_is_refused(written: Written) -> None:
     with pytest.raises(CheckpointError, match="holds no low-rank updates"):
         written.load(saved(written, {}))
+
+
+def test_the_server_reads_it_with_the_rule_it_was_measured_with(written: Written) -> None:
+    written.load()
+    settings = Settings(
+        family="openflamingo-v1",
+        model=str(written.file),
+        lm=str(written.folder / "lm"),
+        vision=str(written.folder / "clip"),
+        cross_attention_interval=INTERVAL,
+    )
+    model, _ = load_checkpoint(settings, "cpu")
+    assert model.config.cross_attention.media_rule == "legacy"
+    torch.testing.assert_close(logits(model), logits(written.loaded[0]))

@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 from flamingo_model.checkpoints.otter import load_otter, load_otter_weights
 from flamingo_model.checkpoints.weights import CheckpointError
 from flamingo_model.flamingo import Flamingo
+from flamingo_server.checkpoints import load_checkpoint
+from flamingo_server.config import Settings
 from forward import dense
 from published import (
     CLIP,
@@ -292,3 +294,9 @@ def test_low_rank_updates_without_their_scale_are_refused(tmp_path: Path) -> Non
     written = Written(tmp_path)
     written.state, _ = with_lora(written, ("q_proj.weight",))
     refused("no lora_config.lora_alpha", written)
+
+
+def test_the_server_reads_a_folder_of_this_family(tmp_path: Path) -> None:
+    settings = Settings(family="otter", model=str(Written(tmp_path).write()))
+    model, _ = load_checkpoint(settings, "cpu")
+    assert model.config.cross_attention.media_rule == "last_in_prompt"
