@@ -14,14 +14,14 @@ from flamingo_server.config import Settings
 Serve = Callable[..., AbstractContextManager[str]]
 OPTIONS = [
     {"dtype": "bfloat16"},
-    {"dtype": "float16"},
+    pytest.param({"dtype": "float16"}, marks=pytest.mark.slow),  # no CPU computes in it
     {"quantize": "int8"},
-    {"quantize": "nf4"},
+    pytest.param({"quantize": "nf4"}, marks=pytest.mark.slow),
     {"quantize": "nf4", "dtype": "bfloat16"},
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: " ".join(o.values()))
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_it_still_answers(serve: Serve, options: dict[str, str]) -> None:
     if "quantize" in options:
         pytest.importorskip("bitsandbytes")

@@ -149,6 +149,7 @@ def test_the_middle_of_a_thread_is_that_of_the_whole(kind: str, size: tuple[int,
     assert np.abs(to_pixels(picture, transform(kind)).astype(int) - whole).max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", RECORDED)
 def test_a_thread_of_50_million_pixels_costs_no_more_than_itself(kind: str) -> None:
     picture = Image.new("L", (50_000_000, 1), 7)
