@@ -26,6 +26,7 @@ from ..flamingo import Flamingo
 from .clip import read_clip
 from .key_map import KeyMap
 from .language_models import decoder_config, family
+from .native import read_tokenizer
 from .openflamingo import read_json
 from .weights import CheckpointError, complain, mismatches, read_folder
 
@@ -169,13 +170,11 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     try:
         is_whole = path.is_file() or not (folder / "vocab.json").is_file()
-        tokenizer = Tokenizer.from_file(str(path)) if is_whole else from_vocabulary(folder)
+        tokenizer = read_tokenizer(path) if is_whole else from_vocabulary(folder)
     except CheckpointError:
         raise
     except Exception as error:  # the tokenizers library raises bare Exception
         raise CheckpointError(f"{path}: {error}") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
     tokenizer.add_special_tokens([special(END_OF_CHUNK)])
     return tokenizer
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from tokenizers import Tokenizer
 
 from ..flamingo import Flamingo
+from .folder import read_config
 from .idefics import load_idefics
 from .native import load_native
 
@@ -30,8 +30,4 @@ def load_checkpoint(
 
 def model_type(folder: Path) -> str:
     """Empty where there is none; what is wrong with a config is for its loader to say."""
-    try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (ValueError, OSError):
-        return ""
-    return str(values.get("model_type", "")) if isinstance(values, dict) else ""
+    return str(read_config(folder / "config.json").get("model_type", ""))

@@ -30,6 +30,7 @@ from .clip import OPEN_CLIP_HARMLESS, from_open_clip, is_any, read_clip
 from .key_map import KeyMap, Translation
 from .language_models import decoder_config, decoder_weights, family
 from .lora import merge_lora
+from .native import read_tokenizer
 from .weights import CheckpointError, as_tensors, complain, mismatches, read_folder, read_torch
 
 END_OF_CHUNK, IMAGE, PAD = "<|endofchunk|>", "<image>", "<PAD>"
@@ -143,13 +144,7 @@ def load_tokenizer(lm: Path) -> Tokenizer:
 
 
 def tokenizer_with(lm: Path, added: list[str]) -> Tokenizer:
-    path = lm / "tokenizer.json"
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the tokenizers library raises bare Exception
-        raise CheckpointError(f"{path}: {error}") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    tokenizer = read_tokenizer(lm / "tokenizer.json")
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in added])
     return tokenizer
 
