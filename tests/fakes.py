@@ -6,7 +6,6 @@ other tokens get their chance, by numbers that depend on the tokens before them 
 
 from __future__ import annotations
 
-import random
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,20 +14,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flamingo_server.engine.detokenize import Detokenizer
-from flamingo_server.engine.engine import Engine, RequestHandle
+from flamingo_server.engine.engine import Engine, RequestHandle, Submission
 from flamingo_server.engine.limits import EngineLimits
 from flamingo_server.engine.request import (
     Ended,
     Event,
     Finished,
+    FinishReason,
     Media,
     Prompt,
     Request,
     Sampling,
+    Scored,
+    Task,
     Text,
 )
-from flamingo_server.engine.request import Sequence as Continuation
+from flamingo_server.engine.request import Sequence as Hypothesis
 from flamingo_server.engine.runner import Runner
 from flamingo_server.engine.scheduler import Plan
 from tiny import tiny_config, tiny_tokenizer
@@ -56,15 +57,24 @@ def make_prompt(text: str = "", *digests: str) -> Prompt:
     return Prompt(ids, index, [Media(pixels, digest) for digest in digests])
 
 
-def make_request(
-    text: str = "a", *digests: str, n: int = 1, priority: int = 0, **sampling: Any
-) -> Request:
+class IdleTask(Task):
+    """One whose logits nobody reads."""
+
+    def __init__(self, width: int = 1) -> None:
+        self.width = width
+
+    def take(self, sequence: Hypothesis, first: int, logits: Tensor) -> None:
+        raise AssertionError("nothing has run")
+
+    def stop(self, reason: FinishReason) -> None:
+        raise AssertionError("nothing has begun")
+
+
+def make_request(text: str = "a", *digests: str, width: int = 1, priority: int = 0) -> Request:
     """One that no engine has seen."""
-    rules = Sampling(n=n, **sampling)
-    request = Request(text, make_prompt(text, *digests), rules, lambda event: None, priority)
-    request.sequences = [
-        Continuation(request, i, Detokenizer(decode_bytes), random.Random(i)) for i in range(n)
-    ]
+    request = Request(text, make_prompt(text, *digests), lambda event: None, priority)
+    request.sequences = [Hypothesis(request, list(request.prompt.token_ids))]
+    request.task = IdleTask(width)
     return request
 
 
@@ -81,7 +91,7 @@ class FakeRunner(Runner):
         self.answer, self.before_step = answer, before_step
         self.not_finite, self.bad_media = not_finite, bad_media
         self.encoded: list[str] = []
-        self.cleared: list[int] = []
+        self.num_computed = 0  # tokens
 
     def encode(self, media: list[Media]) -> list[Tensor]:
         if self.bad_media in [m.digest for m in media]:
@@ -94,15 +104,17 @@ class FakeRunner(Runner):
 
     def step(self, plan: Plan) -> Tensor:
         self.before_step(plan)
-        sequences = [*plan.decodes, *(request.sequences[0] for request in plan.prefills)]
-        assert (
-            len({s.row for s in sequences}) == len(sequences) and min(s.row for s in sequences) >= 0
-        )
-        return torch.stack([self.logits(sequence) for sequence in sequences])
+        self.num_computed += plan.num_tokens
+        found = [
+            self.logits(chunk.sequence, place)
+            for chunk in plan.in_order()
+            for place in chunk.wanted
+        ]
+        return torch.stack(found) if found else torch.zeros(0, VOCAB_SIZE)
 
-    def logits(self, sequence: Continuation) -> Tensor:
+    def logits(self, sequence: Hypothesis, place: int) -> Tensor:
         """The next token of the answer stands out; it is NaN for a prompt with `not_finite`."""
-        prompt_ids, generated = sequence.request.prompt.token_ids, sequence.generated
+        prompt_ids, generated = sequence.request.prompt.token_ids, self.generated(sequence, place)
         prompt = TOKENIZER.decode(prompt_ids)
         history = np.array([*prompt_ids, *generated], dtype=np.int64).tobytes()
         noise = torch.Generator().manual_seed(zlib.crc32(history))
@@ -111,11 +123,12 @@ class FakeRunner(Runner):
         logits[answer[min(len(generated), len(answer) - 1)]] += 8
         return logits * torch.nan if self.not_finite in prompt else logits
 
-    def share_prompt(self, request: Request) -> None:
-        pass
-
-    def clear_rows(self, rows: list[int]) -> None:
-        self.cleared += rows
+    def generated(self, sequence: Hypothesis, place: int) -> list[int]:
+        """What stands between the prompt and the token after `place`."""
+        if sequence.tree is None or place < sequence.num_prompt:
+            return sequence.tokens[sequence.num_prompt : place + 1]
+        path = sequence.tree.path(place - sequence.num_prompt)
+        return [sequence.tree.token_ids[node] for node in reversed(path)]
 
 
 class Answer:
@@ -137,6 +150,11 @@ class Answer:
         texts = [e for e in self.events if isinstance(e, Text) and e.index == index]
         return [found.logprob for text in texts for found in text.logprobs or []]
 
+    def scores(self) -> list[list[float]]:
+        """Of each candidate those of its tokens."""
+        [found] = [e for e in self.events if isinstance(e, Scored)]
+        return found.logprobs
+
     @property
     def reasons(self) -> list[str]:
         return [e.finish_reason for e in self.events if isinstance(e, Finished)]
@@ -153,16 +171,28 @@ class Answer:
 
 def make_engine(runner: Runner | None = None, **limits: Any) -> Engine:
     """Not started: `drive` steps it on the test's own thread."""
-    defaults = {"num_rows": 32, "max_length": 256, "num_media_slots": 8}
+    defaults = {"max_length": 256, "num_blocks": 400, "block_size": 4, "num_media_slots": 8}
     sizes = EngineLimits(**{**defaults, **limits})
     return Engine(tiny_config(), runner or FakeRunner(), TOKENIZER, sizes)
 
 
 def ask(engine: Engine, text: str, *digests: str, **given: Any) -> Answer:
     """Submits; sampling rules by name, and `priority` or `deadline`."""
-    answer, prompt = Answer(), make_prompt(text, *digests)
     outside = {k: given.pop(k) for k in ("priority", "deadline") if k in given}
-    answer.handle = engine.submit(text, prompt, Sampling(**given), answer.events.append, **outside)
+    return submit(engine, make_prompt(text, *digests), Sampling(**given), **outside)
+
+
+def submit(engine: Engine, prompt: Prompt, sampling: Sampling, **outside: Any) -> Answer:
+    answer = Answer()
+    what = Submission("test", prompt, answer.events.append, **outside)
+    answer.handle = engine.generate(what, sampling)
+    return answer
+
+
+def score(engine: Engine, prompt: Prompt, candidates: list[list[int]], **outside: Any) -> Answer:
+    answer = Answer()
+    what = Submission("test", prompt, answer.events.append, **outside)
+    answer.handle = engine.score(what, candidates)
     return answer
 
 

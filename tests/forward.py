@@ -9,18 +9,17 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from flamingo_model.attention import (
+from flamingo_model.attention import DenseCrossAttention, DenseSelfAttention
+from flamingo_model.cache import BlockCache, MediaSlots
+from flamingo_model.cross_attention import CrossAttend, media_mask, visible_media
+from flamingo_model.flamingo import Flamingo
+from flamingo_model.paged_attention import (
     Batch,
     CachedCrossAttention,
     CachedSelfAttention,
-    DenseCrossAttention,
-    DenseSelfAttention,
     MediaRun,
     Span,
 )
-from flamingo_model.cache import MediaSlots, SelfAttentionCache
-from flamingo_model.cross_attention import CrossAttend, media_mask, visible_media
-from flamingo_model.flamingo import Flamingo
 from flamingo_model.positions import reach
 
 IMAGE = 2
@@ -65,6 +64,33 @@ def dense(model: Flamingo, ids: Sequence[int], pixels: Tensor, image: int = IMAG
 
 
 @dataclass(frozen=True)
+class Layout:
+    """Which blocks the sequence in a row has: neighbours, or all over the cache."""
+
+    num_rows: int
+    length: int
+    block_size: int = 4
+    is_scattered: bool = False
+
+    @property
+    def num_blocks(self) -> int:
+        return self.num_rows * self.row_blocks
+
+    @property
+    def row_blocks(self) -> int:
+        return -(-self.length // self.block_size)
+
+    def blocks(self, row: int) -> tuple[int, ...]:
+        if self.is_scattered:  # backwards, and those of all rows by turns
+            return tuple(self.num_blocks - row - i * self.num_rows for i in range(self.row_blocks))
+        return tuple(range(1 + row * self.row_blocks, 1 + (row + 1) * self.row_blocks))
+
+    def place(self, row: int, position: int) -> int:
+        block = self.blocks(row)[position // self.block_size]
+        return block * self.block_size + position % self.block_size
+
+
+@dataclass(frozen=True)
 class Chunk:
     """Some tokens of one sequence: the first at position `start`, each with the slot it sees.
 
@@ -92,8 +118,8 @@ class Chunk:
             found.append(MediaRun(slot, begin, offset, tuple(self.earlier(slot))))
         return [run for run in found if run.slot >= 0]
 
-    def span(self, offset: int) -> Span:
-        return Span(self.row, offset, offset + len(self.ids), self.start)
+    def span(self, offset: int, layout: Layout) -> Span:
+        return Span(offset, offset + len(self.ids), self.start, layout.blocks(self.row))
 
 
 def document(
@@ -109,11 +135,19 @@ class Cached:
     """A model with its caches, stepped as the engine's runner does."""
 
     def __init__(
-        self, model: Flamingo, num_rows: int = 4, num_slots: int = 8, length: int = 48
+        self,
+        model: Flamingo,
+        num_rows: int = 4,
+        num_slots: int = 8,
+        length: int = 48,
+        is_scattered: bool = False,
+        in_place: bool = True,
     ) -> None:
-        self.model = model
+        self.model, self.in_place = model, in_place
+        self.layout = Layout(num_rows, length, is_scattered=is_scattered)
         dtype = model.decoder.embed.weight.dtype
-        self.rows = SelfAttentionCache(model.config, num_rows, max_length=length, dtype=dtype)
+        sizes = self.layout.num_blocks, self.layout.block_size
+        self.blocks = BlockCache(model.config, *sizes, dtype=dtype)
         self.media = MediaSlots(model.config, num_slots, dtype=dtype)
 
     def show(self, slots: list[int], pixels: Tensor) -> None:
@@ -122,28 +156,30 @@ class Cached:
     def step(self, *prefills: Chunk, decodes: Sequence[Chunk] = ()) -> list[Tensor]:
         """Logits [tokens, vocab] of each decoding chunk (one token), then of each prefilling."""
         chunks = [*decodes, *prefills]
-        batch = flat_batch(decodes, prefills)
+        batch = flat_batch(decodes, prefills, self.layout)
         hidden = self.model(
             batch.token_ids,
             batch.positions,
-            CachedSelfAttention(self.rows, batch),
+            CachedSelfAttention(self.blocks, batch, self.in_place),
             CachedCrossAttention(self.media, batch),
         )
         return list(self.model.logits(hidden).split([len(c.ids) for c in chunks]))
 
 
-def flat_batch(decodes: Sequence[Chunk], prefills: Sequence[Chunk]) -> Batch:
+def flat_batch(decodes: Sequence[Chunk], prefills: Sequence[Chunk], layout: Layout) -> Batch:
     chunks, offset = [*decodes, *prefills], len(decodes)
     spans, runs = [], []
     for chunk in prefills:
-        spans.append(chunk.span(offset))
+        spans.append(chunk.span(offset, layout))
         runs += chunk.runs(offset)
         offset += len(chunk.ids)
     return Batch(
         token_ids=torch.tensor([i for c in chunks for i in c.ids]),
         positions=torch.tensor([c.start + i for c in chunks for i in range(len(c.ids))]),
-        rows=torch.tensor([c.row for c in chunks for _ in c.ids]),
-        num_decoding=len(decodes),
+        places=torch.tensor(
+            [layout.place(c.row, c.start + i) for c in chunks for i in range(len(c.ids))]
+        ),
+        decodes=tuple(layout.blocks(c.row) for c in decodes),
         media_slots=decode_slots(decodes),
         spans=tuple(spans),
         runs=tuple(runs),

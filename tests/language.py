@@ -11,15 +11,16 @@ import torch
 import transformers as hf
 from torch import Tensor
 
-from flamingo_model.attention import CachedSelfAttention, DenseSelfAttention
-from flamingo_model.cache import SelfAttentionCache
+from flamingo_model.attention import DenseSelfAttention
+from flamingo_model.cache import BlockCache
 from flamingo_model.checkpoints.language_models import (
     decoder_config,
     decoder_weights,
 )
 from flamingo_model.decoder import Decoder
+from flamingo_model.paged_attention import CachedSelfAttention
 from flamingo_model.positions import reach
-from forward import Chunk, flat_batch
+from forward import Chunk, Layout, flat_batch
 from tiny import tiny_config
 
 LENGTH = 20
@@ -109,12 +110,13 @@ class Rows:
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
         config = replace(tiny_config(), decoder=decoder.config)
-        self.cache = SelfAttentionCache(config, 3, LENGTH)
+        self.layout = Layout(3, LENGTH)
+        self.cache = BlockCache(config, self.layout.num_blocks, self.layout.block_size)
         for cache in (self.cache.k, self.cache.v):
-            cache.fill_(9.0)  # what an older sequence left behind
+            cache[:, self.layout.block_size :] = 9.0  # what an older sequence left behind
 
     def step(self, *prefills: Chunk, decodes: tuple[Chunk, ...] = ()) -> list[Tensor]:
-        batch = flat_batch(decodes, prefills)
+        batch = flat_batch(decodes, prefills, self.layout)
         attend = CachedSelfAttention(self.cache, batch)
         logits = self.decoder.logits(self.decoder(batch.token_ids, batch.positions, attend))
         return list(logits.split([len(c.ids) for c in (*decodes, *prefills)]))

@@ -1,4 +1,4 @@
-"""Tensors that outlive a step: self-attention rows and media slots. Who owns which is not decided
+"""Tensors that outlive a step: self-attention blocks and media slots. Who owns which is not decided
 here, but by the engine's scheduler and media cache.
 """
 
@@ -12,36 +12,43 @@ from .flamingo import MediaKV
 from .positions import reach
 
 
-class SelfAttentionCache:
-    """Keys and values of `num_rows` sequences, [layers, rows, kv_heads, max_length, head_dim].
+class BlockCache:
+    """Keys and values of all sequences, [layers, places, kv_heads, head_dim].
 
-    `reach` is the model's rule of what a query sees in a row.
+    Block b is places b * block_size and on; block 0 stays zero, for padding. `reach` is the model's
+    rule of what a query sees.
     """
 
     def __init__(
         self,
         config: FlamingoConfig,
-        num_rows: int,
-        max_length: int,
+        num_blocks: int,
+        block_size: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         decoder = config.decoder
-        shape = (decoder.num_layers, num_rows, decoder.kv_heads, max_length, decoder.head_dim)
-        self.num_rows, self.max_length = num_rows, max_length
+        num_places = (num_blocks + 1) * block_size
+        shape = (decoder.num_layers, num_places, decoder.kv_heads, decoder.head_dim)
+        self.num_blocks, self.block_size = num_blocks, block_size
         self.reach = reach(decoder)
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
 
-    def write(self, layer: int, rows: Tensor, positions: Tensor, k: Tensor, v: Tensor) -> None:
-        """Stores k and v [N, kv_heads, head_dim] of N tokens at their row and position."""
-        self.k[layer, rows, :, positions] = k
-        self.v[layer, rows, :, positions] = v
+    @staticmethod
+    def bytes_per_token(config: FlamingoConfig, dtype: torch.dtype) -> int:
+        decoder = config.decoder
+        return 2 * decoder.num_layers * decoder.kv_heads * decoder.head_dim * dtype.itemsize
 
-    def copy_row(self, source: int, target: int, length: int) -> None:
-        """Lets another sequence go on from the same prompt."""
+    def write(self, layer: int, places: Tensor, k: Tensor, v: Tensor) -> None:
+        """Stores k and v [N, kv_heads, head_dim] of N tokens at their places."""
+        self.k[layer].index_copy_(0, places, k)
+        self.v[layer].index_copy_(0, places, v)
+
+    def copy_block(self, source: int, target: int) -> None:
+        begin, end = source * self.block_size, target * self.block_size
         for cache in (self.k, self.v):
-            cache[:, target, :, :length] = cache[:, source, :, :length]
+            cache[:, end : end + self.block_size] = cache[:, begin : begin + self.block_size]
 
 
 class MediaSlots:

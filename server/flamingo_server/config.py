@@ -78,6 +78,18 @@ class Settings(BaseSettings):
     max_tokens: int = Field(1024, gt=1, description="prompt and answer together, in tokens")
     max_n: int = Field(16, gt=0, description="most choices of one request")
     max_running: int = Field(32, gt=0, description="sequences that run at once")
+    cache_bytes: int = Field(
+        1024 * MIB, gt=0, description="memory for keys and values of prompts and answers"
+    )
+    block_size: int = Field(16, gt=0, le=1024, description="tokens in a block of that memory")
+    max_step_tokens: int = Field(2048, gt=0, description="tokens computed in one step")
+    max_work: int = Field(
+        65_536, gt=0, description="tokens that all choices or beams of a request may generate"
+    )
+    max_candidates: int = Field(10_000, gt=0, description="most candidates of one request")
+    deterministic: bool = Field(
+        False, description="the same numbers whatever else runs, at the cost of speed"
+    )
     max_queued: int = Field(128, gt=0, description="requests accepted at once; more get a 429")
     media_workers: int = Field(1, gt=0, description="processes that decode pictures")
     media_slots: int = Field(256, gt=0, description="pictures whose keys and values are kept")
@@ -116,10 +128,18 @@ class Settings(BaseSettings):
             self.max_film_frames,
         )
 
-    def engine_limits(self) -> EngineLimits:
+    def engine_limits(self, bytes_per_token: int) -> EngineLimits:
+        """At least one longest request fits, however little memory was given."""
+        size = self.block_size
+        fits = self.cache_bytes // (bytes_per_token * size)
         return EngineLimits(
-            num_rows=self.max_running,
+            max_running=self.max_running,
             max_length=self.max_tokens,
+            block_size=size,
+            num_blocks=max(fits, 2 * -(-self.max_tokens // size) + 4),
+            max_step_tokens=self.max_step_tokens,
+            max_work=self.max_work,
+            is_deterministic=self.deterministic,
             num_media_slots=max(self.media_slots, self.max_media),
             max_queued=self.max_queued,
             latents_bytes=self.latents_bytes,

@@ -14,7 +14,9 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 GAUGES = {
     "running": "requests that run",
     "waiting": "requests that wait",
-    "rows_used": "cache rows in use",
+    "blocks_used": "cache blocks in use",
+    "blocks_cached": "cache blocks that hold a prefix and wait to be used again",
+    "preemptions": "requests displaced for lack of blocks, since start",
     "media_hits": "pictures found encoded, since start",
     "media_misses": "pictures that had to be encoded, since start",
     "latents_bytes": "bytes of encoded pictures kept",

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from tokenizers import Tokenizer
 
+from flamingo_model.cache import BlockCache
 from flamingo_model.prompt import build_renderer
 from flamingo_model.templates import Templates
 
@@ -69,9 +70,9 @@ class Service:
         transform = config.vision.pixel_transform()
         limit = min(self.settings.max_tokens, config.decoder.max_positions)
         self.settings = self.settings.model_copy(update={"max_tokens": limit})
-        limits = self.settings.engine_limits()
-        runner = Runner(model, limits.num_rows, limits.max_length, limits.num_media_slots)
-        self.engine = Engine(config, runner, self.tokenizer, limits)
+        dtype = model.decoder.embed.weight.dtype
+        limits = self.settings.engine_limits(BlockCache.bytes_per_token(config, dtype))
+        self.engine = Engine(config, Runner(model, limits), self.tokenizer, limits)
         self.pool = MediaPool(transform, self.settings.media_limits(), self.settings.media_workers)
         self.prompts = PromptBuilder(
             build_renderer(self.tokenizer, config),

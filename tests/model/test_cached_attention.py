@@ -83,20 +83,21 @@ def test_a_mixed_batch_equals_each_sequence_alone() -> None:
     close(mixed[3], alone[1][1:])
 
 
-def test_a_step_leaves_other_rows_and_later_positions_untouched() -> None:
+def test_a_step_writes_its_own_tokens_places_and_no_others() -> None:
     cached = shown(3)
-    for cache in (cached.rows.k, cached.rows.v):
+    for cache in (cached.blocks.k, cached.blocks.v):
         cache.fill_(7.0)
     cached.step(document(THREE, row=2), decodes=[Chunk(0, [9], [-1], start=4)])
-    for cache in (cached.rows.k, cached.rows.v):
-        touched = (cache != 7).any(-1).any(2).any(0)  # [rows, positions]
-        assert touched.nonzero().tolist() == [[0, 4], *([2, i] for i in range(len(THREE)))]
+    place = cached.layout.place
+    for cache in (cached.blocks.k, cached.blocks.v):
+        touched = (cache != 7).flatten(2).any(-1).any(0)  # [places]
+        expected = [place(0, 4), *(place(2, i) for i in range(len(THREE)))]
+        assert touched.nonzero().flatten().tolist() == expected
 
 
 def test_a_shorter_sequence_does_not_see_what_an_older_one_left_behind() -> None:
     cached = shown(1)
-    cached.rows.k.fill_(50.0)
-    cached.rows.v.fill_(50.0)
+    cached.blocks.k[:, 4:] = cached.blocks.v[:, 4:] = 50.0
     long, short = document(NONE, 0), document(ONE, 1)
     cached.step(long.cut(0, -1), short.cut(0, -1))
     answers = cached.step(decodes=[long.cut(5), short.cut(3)])
@@ -122,21 +123,23 @@ def test_a_decoding_token_sees_the_last_picture_only() -> None:
     assert torch.equal(cached.step(decodes=[whole.cut(6)])[0], expected[0])
 
 
-def test_a_copied_row_goes_on_as_the_first_would() -> None:
+def test_a_forked_sequence_goes_on_in_a_copy_of_its_last_block() -> None:
     cached, whole = shown(3), document(THREE)
     cached.step(whole.cut(0, -1))
-    cached.rows.copy_row(0, 3, len(THREE) - 1)
+    for source, target in zip(cached.layout.blocks(0), cached.layout.blocks(3), strict=True):
+        cached.blocks.copy_block(source, target)
     there = document(THREE, row=3)
     both = cached.step(decodes=[whole.cut(6), there.cut(6)])
     close(both[0], both[1])
     close(both[0], dense(MODEL, THREE, pictures(3))[-1:])
 
 
-def test_copying_a_row_leaves_the_rest_of_the_target() -> None:
-    cached = Cached(MODEL)
-    cached.rows.k[:, 0], cached.rows.k[:, 1] = 1.0, 2.0
-    cached.rows.copy_row(0, 1, 5)
-    assert (cached.rows.k[:, 1, :, :5] == 1).all() and (cached.rows.k[:, 1, :, 5:] == 2).all()
+def test_copying_a_block_leaves_the_others() -> None:
+    cache = Cached(MODEL).blocks
+    cache.k[:, 4:8], cache.k[:, 8:] = 1.0, 2.0
+    cache.copy_block(1, 3)
+    assert (cache.k[:, 12:16] == 1).all() and (cache.k[:, 8:12] == 2).all()
+    assert (cache.k[:, 16:] == 2).all()
 
 
 def test_writing_a_slot_leaves_the_others() -> None:
@@ -154,7 +157,7 @@ def test_a_bfloat16_model_agrees_on_both_ways_and_its_logits_are_float32() -> No
     steps = [*cached.step(whole.cut(0, 3)), *cached.step(whole.cut(3, 6))]
     logits = torch.cat([*steps, *cached.step(decodes=[whole.cut(6)])])
     expected = dense(model, THREE, pixels)
-    assert cached.rows.k.dtype == cached.media.k.dtype == torch.bfloat16
+    assert cached.blocks.k.dtype == cached.media.k.dtype == torch.bfloat16
     assert logits.dtype == expected.dtype == torch.float32
     torch.testing.assert_close(logits, expected, rtol=0.05, atol=0.1)
 

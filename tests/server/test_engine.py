@@ -55,7 +55,7 @@ def test_usage_counts_tokens_and_pictures() -> None:
 
 @pytest.mark.parametrize("number", range(len(MIXED)))
 def test_a_request_beside_15_others_answers_as_it_does_alone(number: int) -> None:
-    engine, order = make_engine(num_rows=20), [*MIXED, *MIXED]
+    engine, order = make_engine(max_running=20), [*MIXED, *MIXED]
     random.Random(number).shuffle(order)
     answers = []
     for text, digests, rules in order:
@@ -105,7 +105,7 @@ def test_every_token_is_reported_once_with_its_logprob() -> None:
 
 
 def test_a_higher_priority_is_served_first() -> None:
-    engine = make_engine(num_rows=1)
+    engine = make_engine(max_running=1)
     answers = [ask(engine, "low"), ask(engine, "high", priority=1)]
     while not any(answer.has_ended for answer in answers):
         step(engine)

@@ -28,7 +28,7 @@ def test_cancel_frees_everything_within_a_step_and_nothing_follows() -> None:
 
 
 def test_cancel_reaches_a_request_that_waits() -> None:
-    engine = make_engine(num_rows=1)
+    engine = make_engine(max_running=1)
     first, second = ask(engine, "first"), ask(engine, "second")
     step(engine)
     second.handle.cancel()
@@ -46,7 +46,7 @@ def test_a_cancelled_request_leaves_its_neighbours_alone() -> None:
 
 
 def test_a_deadline_before_the_first_token_is_an_error() -> None:
-    engine = make_engine(num_rows=1)
+    engine = make_engine(max_running=1)
     running = ask(engine, "running")
     late = ask(engine, "late", deadline=time.monotonic() - 1)
     drive(engine)
@@ -88,7 +88,7 @@ def test_a_place_counts_while_its_pictures_are_decoded() -> None:
     "rules", [{"n": 3}, {"max_tokens": 255}, {"digests": ("x", "y", "z")}], ids=str
 )
 def test_what_could_never_run_is_refused_at_once(rules: dict[str, Any]) -> None:
-    engine = make_engine(num_rows=2, num_media_slots=2)
+    engine = make_engine(max_running=2, num_media_slots=2)
     with pytest.raises(TooLarge):
         ask(engine, "ab", *rules.pop("digests", ()), **rules)
     assert engine.num_requests == 0
@@ -122,7 +122,7 @@ def fails_at(number: int) -> Callable[[Plan], None]:
 
 def test_a_step_that_fails_ends_its_requests_and_not_the_engine() -> None:
     runner = FakeRunner(before_step=fails_at(2))
-    engine = make_engine(runner, num_rows=2)
+    engine = make_engine(runner, max_running=2)
     answers = [ask(engine, "one", "x"), ask(engine, "two"), ask(engine, "waits")]
     drive(engine)
     assert [isinstance(a.events[-1], EngineFailure) for a in answers] == [True, True, False]
@@ -158,7 +158,7 @@ SLOW = FakeRunner(before_step=lambda plan: time.sleep(0.005))
 
 
 def test_drain_lets_running_requests_end_and_refuses_new_ones() -> None:
-    engine = started(make_engine(SLOW, num_rows=1))
+    engine = started(make_engine(SLOW, max_running=1))
     answers = [ask(engine, "one"), ask(engine, "two")]
     draining = threading.Thread(target=engine.drain, args=(5,))
     draining.start()
@@ -170,7 +170,7 @@ def test_drain_lets_running_requests_end_and_refuses_new_ones() -> None:
 
 
 def test_a_drain_that_takes_too_long_tells_those_who_wait() -> None:
-    engine = started(make_engine(SLOW, num_rows=1))
+    engine = started(make_engine(SLOW, max_running=1))
     answers = [ask(engine, "long" * 40, max_tokens=90), ask(engine, "waits")]
     engine.drain(0.02)
     assert all(isinstance(a.events[-1], Draining) for a in answers) and not engine.is_alive

@@ -30,8 +30,8 @@ def loaded() -> tuple[Flamingo, Tokenizer]:
 
 def new_engine() -> Engine:
     model, tokenizer = loaded()
-    limits = EngineLimits(num_rows=8, max_length=96)
-    runner = Runner(model, limits.num_rows, limits.max_length, limits.num_media_slots)
+    limits = EngineLimits(max_running=8, max_length=96)
+    runner = Runner(model, limits)
     return Engine(model.config, runner, tokenizer, limits)
 
 

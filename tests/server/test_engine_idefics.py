@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fakes import Answer, drive
+from fakes import Answer, drive, submit
 from flamingo_model.checkpoints.load import load_checkpoint
 from flamingo_model.media import media_digest, to_pixels
 from flamingo_model.prompt import MediaPart, TextPart, build_renderer
@@ -38,16 +38,13 @@ def ask(engine: Engine, parts: list[str | dict[str, str]], generated: int | None
     sees = rendered.generated_media if generated is None else generated
     pictures = [media(part["image"]) for part in parts if isinstance(part, dict)]
     prompt = Prompt(rendered.token_ids, rendered.media_index, pictures, sees)
-    answer = Answer()
-    answer.handle = engine.submit("", prompt, Sampling(max_tokens=12), answer.events.append)
-    return answer
+    return submit(engine, prompt, Sampling(max_tokens=12))
 
 
 @pytest.fixture
 def engine() -> Engine:
-    sizes = EngineLimits(num_rows=16, max_length=128)
-    runner = Runner(MODEL, sizes.num_rows, sizes.max_length, sizes.num_media_slots)
-    return Engine(MODEL.config, runner, TOKENIZER, sizes)
+    sizes = EngineLimits(max_running=16, max_length=128)
+    return Engine(MODEL.config, Runner(MODEL, sizes), TOKENIZER, sizes)
 
 
 def test_all_cases_in_one_batch_give_the_recorded_tokens(engine: Engine) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fakes import END_OF_CHUNK, IMAGE, TOKENIZER, Answer, drive, step, text_ids
+from fakes import END_OF_CHUNK, IMAGE, TOKENIZER, Answer, drive, step, submit, text_ids
 from flamingo_model.config import FlamingoConfig
 from flamingo_model.cross_attention import visible_media
 from flamingo_server.engine.engine import Engine
@@ -23,11 +23,11 @@ RULES = {"max_tokens": 12, "min_tokens": 12, "logprobs": 0}
 
 def new_engine(config: FlamingoConfig | None = None, **limits: int) -> Engine:
     """One whose network gives NaN for a `~`."""
-    sizes = EngineLimits(**{"num_rows": 16, "max_length": 96, **limits})
+    defaults = {"max_running": 16, "max_length": 96, "num_blocks": 300, "block_size": 4}
+    sizes = EngineLimits(**{**defaults, **limits})  # type: ignore[arg-type]
     model = tiny_model(config=config)
     model.decoder.embed.weight[POISON] = torch.nan
-    runner = Runner(model, sizes.num_rows, sizes.max_length, sizes.num_media_slots)
-    return Engine(model.config, runner, TOKENIZER, sizes)
+    return Engine(model.config, Runner(model, sizes), TOKENIZER, sizes)
 
 
 def picture(seed: int) -> Media:
@@ -37,12 +37,9 @@ def picture(seed: int) -> Media:
 
 def ask(engine: Engine, text: str, *seeds: int, **rules: object) -> Answer:
     """Pictures and text by turns: picture, text, picture, text."""
-    answer = Answer()
     ids = [id for _ in seeds for id in (IMAGE, *text_ids(text), END_OF_CHUNK)] or text_ids(text)
     prompt = Prompt(ids, visible_media(ids, IMAGE), [picture(seed) for seed in seeds])
-    sampling = Sampling(**{**RULES, **rules})  # type: ignore[arg-type]
-    answer.handle = engine.submit(text, prompt, sampling, answer.events.append)
-    return answer
+    return submit(engine, prompt, Sampling(**{**RULES, **rules}))  # type: ignore[arg-type]
 
 
 def alone(text: str, *seeds: int, **rules: object) -> Answer:
@@ -88,8 +85,8 @@ def test_all_choices_go_on_from_one_prompt() -> None:
     assert all(same(answer, alone("what", 1), i) for i in range(3))
 
 
-def test_a_request_that_ended_in_nan_leaves_no_trace_in_its_rows() -> None:
-    engine = new_engine(num_rows=2)
+def test_a_request_that_ended_in_nan_leaves_no_trace_in_its_blocks() -> None:
+    engine = new_engine(max_running=2)
     bad = ask(engine, "~" * 60, n=2)
     drive(engine)
     short, long = ask(engine, "short", max_tokens=30), ask(engine, "long" * 10)

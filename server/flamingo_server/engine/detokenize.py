@@ -32,6 +32,16 @@ class Detokenizer:
         self.pending += self.fresh_text(final=True)
         return self.release(final=True)
 
+    def whole(self, token_ids: list[int]) -> str:
+        """The text of these alone; nothing is remembered."""
+        return self.decode(token_ids)
+
+    def preview(self, token_ids: list[int]) -> str:
+        """What a whole answer of these tokens would read, cut at a stop string."""
+        text = self.whole(token_ids)
+        found = [at for s in self.stop if (at := text.find(s)) >= 0]
+        return text[: min(found)] if found else text
+
     def fresh_text(self, final: bool) -> str:
         """Text of the unread tokens, or nothing while it ends inside a character."""
         start = max(0, self.num_read - LOOKBACK)

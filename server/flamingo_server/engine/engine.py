@@ -18,27 +18,22 @@ from flamingo_model.config import FlamingoConfig
 from flamingo_model.prompt import MARKERS
 
 from ..errors import DeadlineExceeded, Draining, EngineFailure, QueueFull
+from .answers import SampledAnswers
+from .beam_answers import BeamAnswers
+from .blocks import BlockPool
+from .choice import Choice
 from .detokenize import Detokenizer
 from .limits import EngineLimits
 from .media_cache import MediaCache
 from .media_loader import MediaLoader
-from .request import (
-    Ended,
-    Event,
-    Finished,
-    FinishReason,
-    Prompt,
-    Request,
-    Sampling,
-    Sequence,
-    Started,
-    Text,
-)
-from .runner import Runner
-from .sampling import choose_token
+from .request import Event, Prompt, Request, Sampling, Sequence, Task
+from .runner import ENCODE_AT_ONCE, Runner
+from .sampling import Rules
 from .scheduler import Plan, Scheduler
+from .scoring import ScoredCandidates
 
 logger = logging.getLogger("flamingo_server.engine")
+Deliver = Callable[[Event], None]
 
 
 @dataclass(frozen=True)
@@ -47,11 +42,27 @@ class EngineStats:
 
     running: int
     waiting: int
-    rows_used: int
+    blocks_used: int
+    blocks_cached: int
+    prompt_tokens: int
+    cached_tokens: int
+    preemptions: int
     media_hits: int
     media_misses: int
     latents_bytes: int
     steps: int
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What every request says, whatever it wants. `deadline` is on the monotonic clock."""
+
+    id: str
+    prompt: Prompt
+    deliver: Deliver
+    priority: int = 0
+    deadline: float | None = None
+    media_ms: float = 0.0
 
 
 class RequestHandle:
@@ -73,6 +84,7 @@ class Engine:
     ) -> None:
         tokens = config.tokens
         self.limits, self.tokenizer, self.runner = limits, tokenizer, runner
+        self.sees_all_media = config.cross_attention.sees_all_media
         ends = (tokens.end_of_chunk, tokens.end_of_text)
         self.stop_ids = [token_id(tokenizer, token) for token in ends]
         never = MARKERS[tokens.image_style](tokenizer, tokens).never_answered
@@ -80,12 +92,19 @@ class Engine:
         self.banned = [*never, *spare]  # a generated picture does not exist
         self.media = MediaCache(limits.num_media_slots)
         self.loader = MediaLoader(runner, self.media, limits.latents_bytes)
-        self.scheduler = Scheduler(limits.num_rows, limits.max_step_tokens, self.media)
+        self.blocks = BlockPool(limits.num_blocks, limits.block_size)
+        self.scheduler = Scheduler(
+            limits.max_running,
+            limits.max_step_tokens,
+            self.blocks,
+            self.media,
+            limits.is_deterministic,
+        )
         self.inbox: queue.SimpleQueue[tuple[str, Request | None]] = queue.SimpleQueue()
         self.num_requests = self.num_places = 0  # guarded by `lock`
         self.lock = threading.Lock()
         self.is_draining = self.has_stopped = False
-        self.num_steps = 0
+        self.num_steps = self.num_prompt_tokens = self.num_cached_tokens = 0
         self.thread = threading.Thread(target=self.run, name="engine", daemon=True)
 
     # ---- called from other threads
@@ -94,59 +113,95 @@ class Engine:
         self.thread.start()
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """A place in the queue, held while a request's pictures are still being decoded.
+    def place(self, num: int = 1) -> Iterator[None]:
+        """Places in the queue, held while a request's pictures are still being decoded.
 
         Raises QueueFull or Draining, before any of that work is done.
         """
         with self.lock:
             self.check_open()
-            if self.num_requests + self.num_places >= self.limits.max_queued:
+            if self.num_requests + self.num_places + num > self.limits.max_queued:
                 raise QueueFull(
                     f"{self.limits.max_queued} requests are queued or running, the limit: "
                     "try again later"
                 )
-            self.num_places += 1
+            self.num_places += num
         try:
             yield
         finally:
             with self.lock:
-                self.num_places -= 1
+                self.num_places -= num
 
     def check_open(self) -> None:
         if self.is_draining or self.has_stopped:
             raise Draining("the server is shutting down: send the request again elsewhere")
 
-    def submit(
-        self,
-        id: str,
-        prompt: Prompt,
-        sampling: Sampling,
-        deliver: Callable[[Event], None],
-        priority: int = 0,
-        deadline: float | None = None,
-        media_ms: float = 0.0,
-    ) -> RequestHandle:
-        """Raises TooLarge or Draining; later failures come through `deliver`."""
-        self.limits.check(len(prompt.token_ids), sampling.max_tokens, sampling.n, len(prompt.media))
-        request = Request(id, prompt, sampling, deliver, priority, deadline, media_ms)
+    def generate(self, what: Submission, sampling: Sampling) -> RequestHandle:
+        """Answers with Started, Text (and Draft), Finished of every choice, Ended.
+
+        Raises TooLarge or Draining; later failures come through `deliver`.
+        """
+        self.limits.check(len(what.prompt.token_ids), len(what.prompt.media), sampling)
+        request = self.new_request(what, reuses_prefix=sampling.prompt_logprobs is None)
+        if sampling.prompt_logprobs is not None:
+            request.sequences[0].logits_from = 0
         seed = sampling.seed if sampling.seed is not None else random.getrandbits(62)
-        request.sequences = [
-            Sequence(request, i, self.detokenizer(sampling), random.Random(f"{seed}/{i}"))
+        request.choices = [
+            Choice(
+                request,
+                i,
+                self.detokenizer(sampling.stop),
+                random.Random(f"{seed}/{i}"),
+                keeps_logprobs=sampling.logprobs is not None,
+            )
             for i in range(sampling.n)
         ]
+        request.task = self.generation(request, Rules(sampling, self.banned, self.stop_ids))
+        return self.submit(request)
+
+    def generation(self, request: Request, rules: Rules) -> Task:
+        if rules.sampling.num_beams > 1:
+            return BeamAnswers(self, request, rules, self.detokenizer())
+        return SampledAnswers(self, request, rules)
+
+    def score(self, what: Submission, candidates: list[list[int]]) -> RequestHandle:
+        """Answers with Started, Scored, Ended. No candidate may be empty.
+
+        Raises TooLarge or Draining; later failures come through `deliver`.
+        """
+        longest = max(map(len, candidates))
+        self.limits.check_scores(len(what.prompt.token_ids), len(what.prompt.media), longest)
+        request = self.new_request(what)
+        request.task = ScoredCandidates(self, request, candidates, self.limits.trie_at_once)
+        return self.submit(request)
+
+    def new_request(self, what: Submission, reuses_prefix: bool = True) -> Request:
+        request = Request(
+            what.id,
+            what.prompt,
+            what.deliver,
+            what.priority,
+            what.deadline,
+            what.media_ms,
+            self.sees_all_media,
+            reuses_prefix,
+        )
+        request.sequences = [Sequence(request, list(what.prompt.token_ids))]
+        return request
+
+    def submit(self, request: Request) -> RequestHandle:
         with self.lock:
             self.check_open()
             self.num_requests += 1
             self.inbox.put(("add", request))  # under the lock: never behind the last "stop"
         return RequestHandle(self, request)
 
-    def detokenizer(self, sampling: Sampling) -> Detokenizer:
+    def detokenizer(self, stop: tuple[str, ...] = ()) -> Detokenizer:
         def decode(ids: list[int]) -> str:
             text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
             return text
 
-        return Detokenizer(decode, sampling.stop)
+        return Detokenizer(decode, stop)
 
     def drain(self, timeout_s: float) -> None:
         """Refuses new requests, lets the running ones end, then stops the thread."""
@@ -163,15 +218,37 @@ class Engine:
         return self.thread.is_alive()
 
     def stats(self) -> EngineStats:
+        running = len(self.scheduler.running)
         return EngineStats(
-            running=len(self.scheduler.running),
-            waiting=max(0, self.num_requests - len(self.scheduler.running)),
-            rows_used=self.limits.num_rows - len(self.scheduler.free_rows),
+            running=running,
+            waiting=max(0, self.num_requests - running),
+            blocks_used=self.blocks.num_used,
+            blocks_cached=len(self.blocks.idle),
+            prompt_tokens=self.num_prompt_tokens,
+            cached_tokens=self.num_cached_tokens,
+            preemptions=self.scheduler.num_preemptions,
             media_hits=self.media.hits,
             media_misses=self.media.misses,
             latents_bytes=self.loader.latents.num_bytes,
             steps=self.num_steps,
         )
+
+    # ---- called by tasks, on the engine thread
+
+    def fork(self, sequence: Sequence) -> Sequence:
+        return self.scheduler.tables.fork(sequence)
+
+    def finish(self, sequence: Sequence) -> None:
+        self.scheduler.tables.finish(sequence)
+
+    def drop(self, sequence: Sequence) -> None:
+        self.scheduler.tables.drop(sequence)
+
+    def close(self, request: Request, event: Event) -> None:
+        self.num_prompt_tokens += len(request.prompt.token_ids)
+        self.num_cached_tokens += request.cached_tokens
+        self.release(request)
+        request.deliver(event)
 
     # ---- the engine thread
 
@@ -183,11 +260,13 @@ class Engine:
             self.stop_all()
 
     def step(self) -> None:
-        """One token for everyone. What fails here ends the requests of this step, no others."""
+        """One forward pass. What fails here ends the requests of this step, no others."""
         self.expire()
+        for request in self.scheduler.admit():
+            request.scheduled = request.scheduled or time.monotonic()
+        self.load_media()
         plan = self.scheduler.schedule()
         try:
-            self.load_media(plan)
             if plan:
                 self.advance(plan)
         except Exception as error:
@@ -213,87 +292,47 @@ class Engine:
 
     def expire(self) -> None:
         for request in [r for r in self.scheduler.requests() if r.has_expired]:
-            if request.first_token is None:
-                self.fail(request, DeadlineExceeded("deadline_ms passed before the first token"))
-            else:
-                self.finish_all(request, "timeout")
+            try:
+                if request.first_token is None:
+                    raise DeadlineExceeded("deadline_ms passed before the first token")
+                request.task.stop("timeout")
+            except DeadlineExceeded as error:
+                self.fail(request, error)
 
-    def load_media(self, plan: Plan) -> None:
-        """Pictures not seen before are encoded; a failure ends only the requests that sent them."""
-        for request in plan.prefills:
-            request.scheduled = time.monotonic()
-        for request, error in self.loader.load(plan.prefills):
-            plan.prefills.remove(request)
+    def load_media(self) -> None:
+        """Pictures not seen before are encoded, few at a time while others wait for their tokens;
+        a failure ends only the requests that sent them.
+        """
+        waiting = [r for r in self.scheduler.running if not r.has_media]
+        if not waiting:
+            return
+        is_busy = len(waiting) < len(self.scheduler.running)
+        at_once = self.limits.media_at_once if is_busy else ENCODE_AT_ONCE
+        for request, error in self.loader.load(waiting, at_once):
             self.fail(request, failure(error))
 
     def advance(self, plan: Plan) -> None:
-        """One forward pass, one token for every sequence in it."""
+        """Runs the plan, and hands each sequence's logits to its request's task."""
         self.num_steps += 1
         logits = self.runner.step(plan)
-        for row, sequence in enumerate(plan.decodes):
-            self.accept(sequence, logits[row])
-        for row, request in enumerate(plan.prefills, start=len(plan.decodes)):
-            self.begin(request, logits[row])
+        self.scheduler.commit(plan)
+        begin = 0
+        for chunk in plan.in_order():
+            wanted = chunk.wanted
+            if wanted:
+                self.hand_over(chunk.sequence, wanted.start, logits[begin : begin + len(wanted)])
+            begin += len(wanted)
 
-    def begin(self, request: Request, logits: Tensor) -> None:
-        """The prompt is in the cache: announce, then the first token of every sequence."""
-        request.first_token = time.monotonic()
-        request.deliver(Started(request.usage()))
-        self.runner.share_prompt(request)
-        for sequence in request.sequences:
-            self.accept(sequence, logits)
-
-    def accept(self, sequence: Sequence, logits: Tensor) -> None:
-        """Chooses the next token; whatever goes wrong ends this request alone."""
+    def hand_over(self, sequence: Sequence, first: int, logits: Tensor) -> None:
+        """Whatever goes wrong ends this request alone."""
         request = sequence.request
         if not self.scheduler.holds(request):  # a sibling sequence has failed
             return
         try:
-            token, logprob = choose_token(logits, sequence, self.banned, self.stop_ids)
-            sequence.generated.append(token)
-            if logprob is not None:
-                sequence.logprobs.append(logprob)
-            self.report(sequence, token)
+            request.task.take(sequence, first, logits)
         except Exception as error:
             logger.exception("request %s failed", request.id)
             self.fail(request, failure(error))
-
-    def report(self, sequence: Sequence, token: int) -> None:
-        """Sends the text that is now certain and ends the sequence where it must end."""
-        if token in self.stop_ids:
-            self.finish(sequence, "stop")
-            return
-        text = sequence.detokenizer.push(token)
-        if text:
-            self.send_text(sequence, text)
-        sampling = sequence.request.sampling
-        if sequence.detokenizer.has_stopped:
-            self.finish(sequence, "stop")
-        elif len(sequence.generated) >= sampling.max_tokens:
-            self.finish(sequence, "length")
-
-    def send_text(self, sequence: Sequence, text: str) -> None:
-        ids, logprobs = sequence.take_unsent()
-        sequence.request.deliver(Text(sequence.index, text, ids, logprobs))
-
-    def finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        """The last text, the reason, and the row back; the end once all sequences are done."""
-        text = sequence.detokenizer.finish()
-        if sequence.detokenizer.has_stopped and reason == "length":
-            reason = "stop"
-        if text or sequence.num_sent < len(sequence.generated):
-            self.send_text(sequence, text)
-        sequence.finish_reason = reason
-        self.scheduler.free_row(sequence)
-        request = sequence.request
-        request.deliver(Finished(sequence.index, reason, None))
-        if request.is_finished:
-            self.close(request, Ended(request.usage(), request.timings()))
-
-    def finish_all(self, request: Request, reason: FinishReason) -> None:
-        for sequence in request.sequences:
-            if not sequence.is_finished:
-                self.finish(sequence, reason)
 
     def abort(self, request: Request) -> None:
         """The client has gone: nothing more is sent, everything is freed."""
@@ -304,17 +343,11 @@ class Engine:
     def fail(self, request: Request, error: Exception) -> None:
         """Does nothing to a request that has ended before."""
         if self.scheduler.holds(request):
-            self.runner.clear_rows([s.row for s in request.sequences if s.row >= 0])
+            self.scheduler.tables.forget(request)
             self.close(request, error)
-
-    def close(self, request: Request, event: Event) -> None:
-        self.release(request)
-        request.deliver(event)
 
     def release(self, request: Request) -> None:
         self.scheduler.remove(request)
-        for sequence in request.sequences:
-            sequence.finish_reason = sequence.finish_reason or "cancelled"
         with self.lock:
             self.num_requests -= 1
 
@@ -330,6 +363,7 @@ class Engine:
             self.close(request, Draining("the server stopped before the answer was complete"))
 
     def check_integrity(self) -> None:
+        """With nobody left, nothing is held."""
         self.scheduler.check_integrity()
         self.media.check_integrity()
 

@@ -6,7 +6,7 @@ A slot is pinned while a request uses it. A miss is a re-encode, never an error.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 from .request import Media, Request
@@ -38,7 +38,11 @@ class LatentsCache(Generic[L]):
 
 
 class MediaCache:
-    """Which digest is in which slot, and who holds it."""
+    """Which digest is in which slot, and who holds it.
+
+    Of a request only the `wanted` media, by number, are pinned: those that its tokens still have to
+    look at. The others have been seen by tokens that are in the cache.
+    """
 
     def __init__(self, num_slots: int) -> None:
         self.num_slots = num_slots
@@ -48,20 +52,21 @@ class MediaCache:
         self.filled: set[str] = set()
         self.hits = self.misses = 0
 
-    def can_pin(self, request: Request) -> bool:
-        wanted = {media.digest for media in request.prompt.media}
-        evictable = sum(d not in wanted and not self.pins.get(d) for d in self.slot_of)
-        return len(wanted - self.slot_of.keys()) <= len(self.free) + evictable
+    def can_pin(self, request: Request, wanted: set[int]) -> bool:
+        digests = {request.prompt.media[i].digest for i in wanted}
+        evictable = sum(d not in digests and not self.pins.get(d) for d in self.slot_of)
+        return len(digests - self.slot_of.keys()) <= len(self.free) + evictable
 
-    def pin(self, request: Request) -> None:
-        """Gives the request a slot for each media; those not `filled` must be computed."""
-        digests = [media.digest for media in request.prompt.media]
-        for digest in digests:  # first all pins, so that no eviction takes one of these
+    def pin(self, request: Request, wanted: set[int]) -> None:
+        """Gives the request a slot for each; those not `filled` must be computed."""
+        digests = {i: request.prompt.media[i].digest for i in sorted(wanted)}
+        for digest in digests.values():  # first all pins, so that no eviction takes one of these
             self.pins[digest] = self.pins.get(digest, 0) + 1
-        request.cached_media = sum(digest in self.filled for digest in digests)
+        misses = sum(digest not in self.filled for digest in digests.values())
+        request.cached_media = len(request.prompt.media) - misses
         self.hits += request.cached_media
-        self.misses += len(digests) - request.cached_media
-        request.slots = [self.slot(digest) for digest in digests]
+        self.misses += misses
+        request.slots = {i: self.slot(digest) for i, digest in digests.items()}
 
     def slot(self, digest: str) -> int:
         if digest not in self.slot_of:
@@ -74,18 +79,20 @@ class MediaCache:
         self.filled.discard(oldest)
         return self.slot_of.pop(oldest)
 
-    def missing(self, requests: list[Request]) -> list[Media]:
+    def missing(self, requests: Iterable[Request]) -> list[Media]:
         """The media of these requests whose slots hold nothing yet, each once."""
-        wanted = {m.digest: m for r in requests for m in r.prompt.media}
-        return [m for digest, m in wanted.items() if digest not in self.filled]
+        wanted = (r.prompt.media[i] for r in requests for i in r.slots)
+        return list({m.digest: m for m in wanted if m.digest not in self.filled}.values())
 
     def unpin(self, request: Request) -> None:
-        for media in request.prompt.media:
-            self.pins[media.digest] -= 1
-            if not self.pins[media.digest]:
-                del self.pins[media.digest]
-                if media.digest not in self.filled:  # it failed before it was computed
-                    self.free.append(self.slot_of.pop(media.digest))
+        for index in request.slots:
+            digest = request.prompt.media[index].digest
+            self.pins[digest] -= 1
+            if not self.pins[digest]:
+                del self.pins[digest]
+                if digest not in self.filled:  # it failed before it was computed
+                    self.free.append(self.slot_of.pop(digest))
+        request.slots = {}
 
     def check_integrity(self) -> None:
         """Slots are free or named once; nothing is pinned when nobody runs."""

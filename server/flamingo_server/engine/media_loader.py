@@ -25,32 +25,39 @@ class MediaLoader:
             latents_bytes, lambda t: t.numel() * t.element_size()
         )
 
-    def load(self, requests: list[Request]) -> list[tuple[Request, Exception]]:
-        """All together; if that fails one by one, to find and return those whose media cannot."""
+    def load(self, requests: list[Request], at_once: int) -> list[tuple[Request, Exception]]:
+        """Encodes at most `at_once` pictures, all together; then says who has all of theirs.
+
+        If that fails one request at a time is tried, to find and return those whose media cannot.
+        """
+        waiting = [r for r in requests if not r.has_media]
         try:
-            self.fill(requests)
+            self.fill(waiting, at_once)
         except Exception:
             logger.exception("encoding a batch of media failed; trying each request alone")
-            return list(self.load_apart(requests))
+            return list(self.load_apart(waiting, at_once))
         return []
 
-    def load_apart(self, requests: list[Request]) -> Iterator[tuple[Request, Exception]]:
+    def load_apart(
+        self, requests: list[Request], at_once: int
+    ) -> Iterator[tuple[Request, Exception]]:
         for request in requests:
             try:
-                self.fill([request])
+                self.fill([request], at_once)
             except Exception as error:
                 yield request, error
 
-    def fill(self, requests: list[Request]) -> None:
+    def fill(self, requests: list[Request], at_once: int) -> None:
         """Pictures that several requests share are encoded once, those of equal shape together."""
         missing = self.media.missing(requests)
-        if not missing:
-            return
         known = {m.digest: self.latents.get(m.digest) for m in missing}
-        unseen = [m for m in missing if known[m.digest] is None]
+        unseen = [m for m in missing if known[m.digest] is None][:at_once]
         for media, latents in zip(unseen, self.runner.encode(unseen), strict=True):
             known[media.digest] = latents
             self.latents.put(media.digest, latents)
-        slots = [self.media.slot(m.digest) for m in missing]
-        self.runner.fill_slots(slots, [t for m in missing if (t := known[m.digest]) is not None])
-        self.media.filled.update(m.digest for m in missing)
+        found = {m.digest: t for m in missing if (t := known[m.digest]) is not None}
+        if found:
+            self.runner.fill_slots([self.media.slot(d) for d in found], list(found.values()))
+            self.media.filled.update(found)
+        for request in requests:
+            request.has_media = not self.media.missing([request])

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from .detokenize import Detokenizer
+if TYPE_CHECKING:
+    from .blocks import Node, Places
+    from .choice import Choice
+    from .constraints import Grammar
 
 FinishReason = Literal["stop", "length", "cancelled", "timeout", "error"]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen and when to stop. Temperature 0 is greedy."""
+    """How tokens are chosen and when to stop. Temperature 0 is greedy.
+
+    With `num_beams` above 1 it is beam search, as transformers has it (`BeamOptions`).
+    """
 
     max_tokens: int = 64
     min_tokens: int = 0
@@ -32,6 +40,18 @@ class Sampling:
     stop: tuple[str, ...] = ()
     n: int = 1
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    score_rule: Literal["generated", "total"] = "generated"
+    stream_hypotheses: bool = False
+
+    @property
+    def width(self) -> int:
+        """Sequences that run side by side."""
+        return max(self.n, self.num_beams)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,17 +67,27 @@ class Prompt:
     """Token ids, the number of the media each token sees (-1: none), and the media in order.
 
     `generated_media` is the one that generated tokens see; without it, what the last token sees.
+    `salt` keeps the prefixes of tenants apart: none is found under another salt.
     """
 
     token_ids: list[int]
     media_index: list[int]
     media: list[Media]
     generated_media: int | None = None
+    salt: str | None = None
+
+    @property
+    def later_media(self) -> int:
+        """The media that tokens after the prompt see, -1 for none."""
+        return self.media_index[-1] if self.generated_media is None else self.generated_media
+
+    def media_at(self, place: int) -> int:
+        return self.media_index[place] if place < len(self.media_index) else self.later_media
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A chosen token and the `top` most likely ones, as (id, log-probability)."""
+    """A token and the `top` most likely ones in its place, as (id, log-probability)."""
 
     token_id: int
     logprob: float
@@ -86,7 +116,10 @@ class Timings:
 
 @dataclass(frozen=True)
 class Started:
+    """The prompt is in the cache; of its first token there is no log-probability."""
+
     usage: Usage
+    prompt_logprobs: list[TokenLogprob | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,10 +133,25 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Draft:
+    """The best hypothesis of a beam search now: all its text, which may be taken back."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True)
 class Finished:
     index: int
     finish_reason: FinishReason
     score: float | None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Of each candidate the log-probability of each of its tokens, in the order they came."""
+
+    logprobs: list[list[float]]
 
 
 @dataclass(frozen=True)
@@ -112,47 +160,99 @@ class Ended:
     timings: Timings
 
 
-Event = Started | Text | Finished | Ended | Exception
+Event = Started | Text | Draft | Finished | Scored | Ended | Exception
 """An exception travels the same road as tokens, and ends the request."""
+
+
+class Task(ABC):
+    """What a request wants of its logits: tokens to sample, beams to follow, candidates to score.
+
+    Whatever it raises ends its request, and no other.
+    """
+
+    width: int  # sequences that may run side by side
+
+    @abstractmethod
+    def take(self, sequence: Sequence, first: int, logits: Tensor) -> None:
+        """`logits` [n, vocab] behind tokens `first`, `first` + 1, ... of one of its sequences."""
+
+    @abstractmethod
+    def stop(self, reason: FinishReason) -> None:
+        """Ends the request now, with what there is."""
 
 
 @dataclass(eq=False)
 class Request:
-    """One prompt and the `sampling.n` sequences that continue it. Equal to itself alone.
+    """One prompt, and the sequences and choices that continue it. Equal to itself alone.
 
     `deliver` is called on the engine thread with each event, in order, and never raises.
     """
 
     id: str
     prompt: Prompt
-    sampling: Sampling
     deliver: Callable[[Event], None]
     priority: int = 0
     deadline: float | None = None  # on the monotonic clock
     media_ms: float = 0.0
+    sees_all_media: bool = False  # the model's rule
+    reuses_prefix: bool = True
     arrived: float = field(default_factory=time.monotonic)
     scheduled: float | None = None
     first_token: float | None = None
+    cached_tokens: int = 0
     cached_media: int = 0
-    slots: list[int] = field(default_factory=list)  # one media slot per media of the prompt
-    sequences: list[Sequence] = field(default_factory=list)
+    slots: dict[int, int] = field(default_factory=dict)  # of the media it still has to look at
+    has_media: bool = False  # all of these slots are filled
+    sequences: list[Sequence] = field(default_factory=list)  # those that run
+    choices: list[Choice] = field(default_factory=list)
+    task: Task = field(init=False)
 
     @property
-    def is_finished(self) -> bool:
-        return all(sequence.is_finished for sequence in self.sequences)
+    def rank(self) -> tuple[int, float]:
+        """Who goes first: the smaller."""
+        return -self.priority, self.arrived
 
     @property
     def has_expired(self) -> bool:
         return self.deadline is not None and time.monotonic() > self.deadline
 
+    @cached_property
+    def seen(self) -> list[Hashable]:
+        """What decides a hidden state beside tokens: the digests each prompt token looks at."""
+        return [self.digests(index) for index in self.prompt.media_index]
+
+    @cached_property
+    def seen_later(self) -> Hashable:
+        return self.digests(self.prompt.later_media)
+
+    def digests(self, index: int) -> Hashable:
+        media = self.prompt.media[: index + 1]
+        if index < 0 or not self.sees_all_media:
+            return media[-1].digest if index >= 0 else None
+        return tuple(m.digest for m in media)
+
+    def visible(self, index: int) -> list[int]:
+        """The media that a token looks at whose last is number `index`."""
+        if index < 0:
+            return []
+        return list(range(index + 1)) if self.sees_all_media else [index]
+
+    def media_from(self, place: int) -> set[int]:
+        """The media that the tokens from `place` on look at, generated ones included."""
+        index = {*self.prompt.media_index[place:], self.prompt.later_media}
+        return {media for last in index for media in self.visible(last)}
+
     def usage(self) -> Usage:
         return Usage(
             prompt_tokens=len(self.prompt.token_ids),
-            completion_tokens=sum(len(s.generated) for s in self.sequences),
-            cached_prompt_tokens=0,
+            completion_tokens=sum(len(c.token_ids) for c in self.choices),
+            cached_prompt_tokens=self.cached_tokens,
             media=len(self.prompt.media),
             cached_media=self.cached_media,
         )
+
+    def ended(self) -> Ended:
+        return Ended(self.usage(), self.timings())
 
     def timings(self) -> Timings:
         now = time.monotonic()
@@ -172,43 +272,64 @@ class Request:
 
 @dataclass(eq=False)
 class Sequence:
-    """One continuation: its cache row, its tokens, its own random numbers."""
+    """One hypothesis as the cache knows it: its tokens, and the blocks that hold their keys.
+
+    The first `num_computed` tokens are in the cache. The tokens behind the prompt may be a tree of
+    candidates, flattened: `tree` then says which of them each one follows.
+    """
 
     request: Request
-    index: int
-    detokenizer: Detokenizer
-    random: random.Random
-    row: int = -1
-    generated: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    num_sent: int = 0  # of `generated`, how many an event has carried
-    finish_reason: FinishReason | None = None
+    tokens: list[int]
+    num_computed: int = 0
+    blocks: list[int] = field(default_factory=list)
+    node: Node | None = None  # the last block of its own that the prefix tree knows
+    num_registered: int = 0  # blocks up to that one
+    logits_from: int | None = None  # the first token whose logits are wanted; None: the last
+    tree: Tree | None = None
 
     @property
-    def is_finished(self) -> bool:
-        return self.finish_reason is not None
+    def num_prompt(self) -> int:
+        return len(self.request.prompt.token_ids)
 
     @property
-    def num_tokens(self) -> int:
-        return len(self.request.prompt.token_ids) + len(self.generated)
+    def wanted_from(self) -> int:
+        return len(self.tokens) - 1 if self.logits_from is None else self.logits_from
 
-    @property
-    def last_slot(self) -> int:
-        """The media slot that every generated token sees, -1 for none."""
-        prompt = self.request.prompt
-        seen = prompt.generated_media
-        seen = prompt.media_index[-1] if seen is None else seen
-        return self.request.slots[seen] if seen >= 0 else -1
-
-    @property
-    def seen_slots(self) -> list[int]:
-        """The media slots of the prompt up to its last token's, for a model that looks at all."""
-        return self.request.slots[: self.request.prompt.media_index[-1] + 1]
-
-    def take_unsent(self) -> tuple[list[int], list[TokenLogprob] | None]:
-        ids = self.generated[self.num_sent :]
-        logprobs = (
-            self.logprobs[self.num_sent :] if self.request.sampling.logprobs is not None else None
+    def places(self, begin: int, end: int) -> Places:
+        """What the prefix tree compares: each token with the pictures it looks at."""
+        seen, later = self.request.seen, self.request.seen_later
+        known = range(begin, min(end, len(seen)))
+        new = range(max(begin, len(seen)), end)
+        return (
+            *((self.tokens[i], seen[i]) for i in known),
+            *((self.tokens[i], later) for i in new),
         )
-        self.num_sent = len(self.generated)
-        return ids, logprobs
+
+    def position(self, place: int) -> int:
+        """Where the token stands in its own text."""
+        if self.tree is None or place < self.num_prompt:
+            return place
+        return self.num_prompt + self.tree.depths[place - self.num_prompt]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Tokens behind a prompt, parents first: `parents` are numbers in it, -1 for the prompt."""
+
+    token_ids: list[int]
+    parents: list[int]
+
+    @cached_property
+    def depths(self) -> list[int]:
+        depths = list[int]()
+        for parent in self.parents:
+            depths.append(depths[parent] + 1 if parent >= 0 else 0)
+        return depths
+
+    def path(self, node: int) -> list[int]:
+        """The node and those before it, up to the prompt."""
+        found = []
+        while node >= 0:
+            found.append(node)
+            node = self.parents[node]
+        return found

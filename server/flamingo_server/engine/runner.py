@@ -2,45 +2,57 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from flamingo_model.attention import (
+from flamingo_model.cache import BlockCache, MediaSlots
+from flamingo_model.flamingo import Flamingo
+from flamingo_model.paged_attention import (
     Batch,
     CachedCrossAttention,
     CachedSelfAttention,
     MediaRun,
     Span,
 )
-from flamingo_model.cache import MediaSlots, SelfAttentionCache
-from flamingo_model.flamingo import Flamingo
 
-from .request import Media, Request
-from .scheduler import Plan
+from .limits import EngineLimits
+from .request import Media, Sequence
+from .scheduler import Chunk, Plan
 
-ENCODE_AT_ONCE = 16  # pictures per vision batch: bounds memory, keeps other requests flowing
+ENCODE_AT_ONCE = 16  # pictures per vision batch: bounds memory
 
 
 class Runner:
-    """Runs encodes and steps on the device, and in the dtype, of the model's weights."""
+    """Runs encodes and steps on the device, and in the dtype, of the model's weights.
 
-    def __init__(self, model: Flamingo, num_rows: int, max_length: int, num_slots: int) -> None:
+    With `limits.is_deterministic` everything runs one by one, so that no number depends on the
+    company it is computed in.
+    """
+
+    def __init__(self, model: Flamingo, limits: EngineLimits) -> None:
         device, dtype = model.decoder.embed.weight.device, model.decoder.embed.weight.dtype
         self.model, self.device, self.dtype = model, device, dtype
-        self.sees_all_media = model.config.cross_attention.sees_all_media
+        self.is_deterministic = limits.is_deterministic
         self.transform = model.config.vision.pixel_transform()
-        self.rows = SelfAttentionCache(model.config, num_rows, max_length, device, dtype)
-        self.slots = MediaSlots(model.config, num_slots, device, dtype)
+        self.blocks = BlockCache(
+            model.config, limits.num_blocks, limits.block_size, device, dtype
+        )
+        self.slots = MediaSlots(model.config, limits.num_media_slots, device, dtype)
+
+    # ---- pictures
 
     @torch.inference_mode()
     def encode(self, media: list[Media]) -> list[Tensor]:
         """The latents [R, dim] of each, media of equally many frames together."""
         latents: dict[str, Tensor] = {}
+        at_once = 1 if self.is_deterministic else ENCODE_AT_ONCE
         for num_frames in sorted({len(m.pixels) for m in media}):
             alike = [m for m in media if len(m.pixels) == num_frames]
-            for start in range(0, len(alike), ENCODE_AT_ONCE):
-                chunk = alike[start : start + ENCODE_AT_ONCE]
+            for start in range(0, len(alike), at_once):
+                chunk = alike[start : start + at_once]
                 for one, encoded in zip(chunk, self.encode_chunk(chunk), strict=True):
                     latents[one.digest] = encoded.clone()  # a view would keep its whole chunk
         return [latents[m.digest] for m in media]
@@ -52,78 +64,107 @@ class Runner:
     @torch.inference_mode()
     def fill_slots(self, slots: list[int], latents: list[Tensor]) -> None:
         """Projects keys and values once, for every step and request that follows."""
-        self.slots.write(slots, self.model.project_media(torch.stack(latents)))
+        at_once = 1 if self.is_deterministic else len(slots)
+        for start in range(0, len(slots), at_once):
+            some = torch.stack(latents[start : start + at_once])
+            self.slots.write(slots[start : start + at_once], self.model.project_media(some))
+
+    # ---- steps
 
     @torch.inference_mode()
     def step(self, plan: Plan) -> Tensor:
-        """Logits [decodes + prefills, vocab]: of each decode, then of each prompt's last token."""
-        batch, last = self.prepare(plan)
+        """Logits [wanted tokens, vocab], by `plan.in_order()`, on the CPU."""
+        for chunk in plan.chunks:
+            for source, target in chunk.copies:
+                self.blocks.copy_block(source, target)
+        if self.is_deterministic:
+            found = {id(chunk): self.forward([chunk]) for chunk in plan.chunks}
+            return torch.cat([found[id(chunk)] for chunk in plan.in_order()])
+        return self.forward(plan.in_order())
+
+    def forward(self, chunks: list[Chunk]) -> Tensor:
+        batch = self.prepare(chunks)
         hidden = self.model(
             batch.token_ids,
             batch.positions,
-            CachedSelfAttention(self.rows, batch),
+            CachedSelfAttention(self.blocks, batch, in_place=not self.is_deterministic),
             CachedCrossAttention(self.slots, batch),
         )
-        return self.model.logits(hidden[last]).cpu()
+        wanted, offset = list[int](), 0
+        for chunk in chunks:
+            wanted += [offset + place - chunk.begin for place in chunk.wanted]
+            offset += chunk.end - chunk.begin
+        return self.model.logits(hidden[wanted]).cpu()
 
-    def prepare(self, plan: Plan) -> tuple[Batch, list[int]]:
-        """The flat batch, and where in it the tokens stand whose logits are wanted."""
-        ids = [s.generated[-1] for s in plan.decodes]
-        positions = [s.num_tokens - 1 for s in plan.decodes]
-        rows = [s.row for s in plan.decodes]
-        last = list(range(len(ids)))
-        spans, runs = [], []
-        for request in plan.prefills:
-            begin, tokens = len(ids), request.prompt.token_ids
-            spans.append(Span(request.sequences[0].row, begin, begin + len(tokens)))
-            runs += media_runs(request, begin, self.sees_all_media)
-            ids += tokens
-            positions += range(len(tokens))
-            rows += [request.sequences[0].row] * len(tokens)
-            last.append(len(ids) - 1)
-        batch = Batch(
-            token_ids=self.tensor(ids),
-            positions=self.tensor(positions),
-            rows=self.tensor(rows),
-            num_decoding=len(plan.decodes),
-            media_slots=self.media_slots(plan),
+    def prepare(self, chunks: list[Chunk]) -> Batch:
+        """The flat batch: decodes stand first."""
+        spans, runs, offset = list[Span](), list[MediaRun](), 0
+        for chunk in chunks:
+            if not chunk.is_decode:
+                spans.append(self.span(chunk, offset))
+                runs += media_runs(chunk, offset)
+            offset += chunk.end - chunk.begin
+        decodes = [chunk.sequence for chunk in chunks if chunk.is_decode]
+        tokens = [(c.sequence, place) for c in chunks for place in range(c.begin, c.end)]
+        return Batch(
+            token_ids=self.tensor([s.tokens[place] for s, place in tokens]),
+            positions=self.tensor([s.position(place) for s, place in tokens]),
+            places=self.tensor([self.place(s, place) for s, place in tokens]),
+            decodes=tuple(tuple(s.blocks) for s in decodes),
+            media_slots=self.media_slots(decodes),
             spans=tuple(spans),
             runs=tuple(runs),
         )
-        return batch, last
 
-    def media_slots(self, plan: Plan) -> Tensor:
+    def place(self, sequence: Sequence, place: int) -> int:
+        size = self.blocks.block_size
+        return sequence.blocks[place // size] * size + place % size
+
+    def span(self, chunk: Chunk, offset: int) -> Span:
+        sequence, end = chunk.sequence, offset + chunk.end - chunk.begin
+        blocks = tuple(sequence.blocks)
+        if sequence.tree is None:
+            return Span(offset, end, chunk.begin, blocks)
+        keys = self.tensor([sequence.position(place) for place in range(chunk.end)])
+        return Span(offset, end, chunk.begin, blocks, keys, tree_mask(chunk).to(self.device))
+
+    def media_slots(self, decodes: list[Sequence]) -> Tensor:
         """What each decode sees: one slot [B], or all so far [B, M] with -1 on the left."""
-        if not self.sees_all_media:
-            return self.tensor([s.last_slot for s in plan.decodes])
-        seen = [s.seen_slots for s in plan.decodes]
+        seen = [seen_slots(s, len(s.tokens) - 1) for s in decodes]
         width = max([1, *map(len, seen)])
         flat = [slot for slots in seen for slot in [-1] * (width - len(slots)) + slots]
-        return self.tensor(flat).view(-1, width)
-
-    def share_prompt(self, request: Request) -> None:
-        """Copies the first sequence's row to its siblings: the prompt runs once for all."""
-        first, *others = request.sequences
-        for other in others:
-            self.rows.copy_row(first.row, other.row, len(request.prompt.token_ids))
-
-    @torch.inference_mode()
-    def clear_rows(self, rows: list[int]) -> None:
-        """Wipes what may not be finite: a masked NaN still spoils the row's next owner."""
-        for cache in (self.rows.k, self.rows.v):
-            cache[:, rows] = 0
+        slots = self.tensor(flat).view(-1, width)
+        return slots.squeeze(1) if width == 1 else slots
 
     def tensor(self, values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)
 
 
-def media_runs(request: Request, offset: int, sees_all: bool = False) -> list[MediaRun]:
-    """Neighbouring prompt tokens that see the same media, as runs of the flat batch."""
-    index = request.prompt.media_index
-    earlier = request.slots if sees_all else []
-    bounds = [i for i in range(len(index)) if i == 0 or index[i] != index[i - 1]] + [len(index)]
-    return [
-        MediaRun(request.slots[last], offset + begin, offset + end, tuple(earlier[:last]))
-        for begin, end in zip(bounds[:-1], bounds[1:], strict=True)
-        if (last := index[begin]) >= 0
-    ]
+def seen_slots(sequence: Sequence, place: int) -> list[int]:
+    """The slots of the media that a token looks at, the last one last."""
+    request = sequence.request
+    return [request.slots[i] for i in request.visible(request.prompt.media_at(place))]
+
+
+def media_runs(chunk: Chunk, offset: int) -> list[MediaRun]:
+    """Neighbouring tokens that see the same media, as runs of the flat batch."""
+    found, prompt = list[MediaRun](), chunk.sequence.request.prompt
+    for _, same in groupby(range(chunk.begin, chunk.end), key=prompt.media_at):
+        places = list(same)
+        if slots := seen_slots(chunk.sequence, places[0]):
+            begin = offset + places[0] - chunk.begin
+            found.append(MediaRun(slots[-1], begin, begin + len(places), tuple(slots[:-1])))
+    return found
+
+
+def tree_mask(chunk: Chunk) -> Tensor:
+    """[n, keys] which of the keys so far each token follows: the prompt, and its own path."""
+    sequence, num_prompt = chunk.sequence, chunk.sequence.num_prompt
+    assert sequence.tree is not None
+    mask = torch.zeros(chunk.end - chunk.begin, chunk.end, dtype=torch.bool)
+    for row, place in enumerate(range(chunk.begin, chunk.end)):
+        mask[row, : min(place + 1, num_prompt)] = True
+        if place >= num_prompt:
+            path = sequence.tree.path(place - num_prompt)
+            mask[row, [num_prompt + node for node in path]] = True
+    return mask

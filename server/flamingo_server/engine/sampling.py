@@ -1,55 +1,95 @@
-"""Logits → the next token of each sequence. Each has its own seeded random numbers, so that what
+"""Logits → the next token of each choice. Each has its own seeded random numbers, so that what
 else is in the batch never changes what it draws.
 """
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from .request import Sampling, Sequence, TokenLogprob
+from .request import Sampling, TokenLogprob
 
 
 class NotFiniteError(Exception):
     """The model gave logits that are not numbers."""
 
 
+class NothingAllowedError(Exception):
+    """The rules together leave no token to choose."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What may be chosen at all: `banned` tokens never, `stop_ids` not before `min_tokens`."""
+
+    sampling: Sampling
+    banned: list[int]
+    stop_ids: list[int]
+
+    @property
+    def is_plain(self) -> bool:
+        """Nothing is asked but the likeliest token."""
+        s = self.sampling
+        is_greedy = s.temperature == 0 and s.logprobs is None and s.grammar is None
+        return is_greedy and s.repetition_penalty == 1.0 and not s.no_repeat_ngram_size
+
+    def apply(
+        self, scores: Tensor, prompt: list[int], answer: Sequence[int], allowed: Tensor | None
+    ) -> Tensor:
+        """Changes and returns one row [vocab] of logits, or of log-probabilities in beam search.
+
+        `allowed` is what a grammar leaves. As transformers' processors of the same names.
+        """
+        s = self.sampling
+        if s.repetition_penalty != 1.0:
+            scores = penalise(scores, {*prompt, *answer}, s.repetition_penalty)
+        if s.no_repeat_ngram_size:
+            scores[repeated_next([*prompt, *answer], s.no_repeat_ngram_size)] = -torch.inf
+        scores[self.banned] = -torch.inf
+        if len(answer) < s.min_tokens:
+            scores[self.stop_ids] = -torch.inf
+        return scores if allowed is None else scores.masked_fill_(~allowed, -torch.inf)
+
+
 def choose_token(
-    logits: Tensor, sequence: Sequence, banned: list[int], stop_ids: list[int]
+    logits: Tensor,
+    rules: Rules,
+    prompt: list[int],
+    answer: Sequence[int],
+    dice: random.Random,
+    allowed: Tensor | None = None,
 ) -> tuple[int, TokenLogprob | None]:
     """One row of logits [vocab] → a token, and its log-probability if asked for.
 
-    `banned` tokens are never chosen; `stop_ids` not before `min_tokens`. Log-probabilities are of
-    the model's own distribution, before any sampling rule. Raises NotFiniteError.
+    Log-probabilities are of the model's own distribution over what is not banned, before any
+    sampling rule. Raises NotFiniteError, NothingAllowedError.
     """
+    check_finite(logits)
+    sampling = rules.sampling
+    if rules.is_plain and len(answer) >= sampling.min_tokens:
+        return int(logits.index_fill(0, torch.tensor(rules.banned), -torch.inf).argmax()), None
+    logits = logits.to(torch.float64, copy=True)  # so that no temperature overflows
+    logits[rules.banned] = -torch.inf
+    logprobs = logits.log_softmax(-1) if sampling.logprobs is not None else None
+    token = draw(rules.apply(logits, prompt, answer, allowed), sampling, dice)
+    return token, None if logprobs is None else token_logprob(logprobs, token, sampling.logprobs)
+
+
+def check_finite(logits: Tensor) -> None:
     if not torch.isfinite(logits).all():
         raise NotFiniteError("the model's logits are not finite")
-    sampling = sequence.request.sampling
-    logits = logits.to(torch.float64, copy=True)  # so that no temperature overflows
-    logits[banned] = -torch.inf
-    logprobs = logits.log_softmax(-1) if sampling.logprobs is not None else None
-    if len(sequence.generated) < sampling.min_tokens:
-        logits[stop_ids] = -torch.inf
-    token = draw(apply_rules(logits, sequence), sampling, sequence)
-    return token, None if logprobs is None else token_logprob(logprobs, token, sampling)
 
 
-def apply_rules(logits: Tensor, sequence: Sequence) -> Tensor:
-    sampling = sequence.request.sampling
-    if sampling.repetition_penalty != 1.0:
-        logits = penalise(logits, sequence, sampling.repetition_penalty)
-    if sampling.no_repeat_ngram_size:
-        history = [*sequence.request.prompt.token_ids, *sequence.generated]
-        logits[repeated_next(history, sampling.no_repeat_ngram_size)] = -torch.inf
-    return logits
-
-
-def penalise(logits: Tensor, sequence: Sequence, penalty: float) -> Tensor:
+def penalise(scores: Tensor, seen: set[int], penalty: float) -> Tensor:
     """Tokens already in prompt or answer become less likely (CTRL, section 4.1)."""
-    seen = torch.tensor(sorted({*sequence.request.prompt.token_ids, *sequence.generated}))
-    scores = logits[seen]
-    logits[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
-    return logits
+    ids = torch.tensor(sorted(seen))
+    found = scores[ids]
+    scores[ids] = torch.where(found < 0, found * penalty, found / penalty)
+    return scores
 
 
 def repeated_next(history: list[int], size: int) -> list[int]:
@@ -59,18 +99,21 @@ def repeated_next(history: list[int], size: int) -> list[int]:
     return [history[i + size - 1] for i in starts if history[i : i + size - 1] == tail]
 
 
-def draw(logits: Tensor, sampling: Sampling, sequence: Sequence) -> int:
+def draw(logits: Tensor, sampling: Sampling, dice: random.Random) -> int:
+    most = logits.max()
+    if most == -torch.inf:
+        raise NothingAllowedError("min_tokens, no_repeat_ngram_size and constraint exclude it all")
     if sampling.temperature == 0:
         return int(logits.argmax())
-    probabilities = ((logits - logits.max()) / sampling.temperature).softmax(-1)
+    probabilities = ((logits - most) / sampling.temperature).softmax(-1)
     ranked, order = probabilities.sort(descending=True, stable=True)
-    ranked = ranked * allowed(ranked, sampling)
+    ranked = ranked * allowed_ranks(ranked, sampling)
     reached = ranked.cumsum(0)
-    drawn = sequence.random.random() * float(reached[-1])
+    drawn = dice.random() * float(reached[-1])
     return int(order[int(torch.searchsorted(reached, drawn, right=True).clamp(max=len(order) - 1))])
 
 
-def allowed(ranked: Tensor, sampling: Sampling) -> Tensor:
+def allowed_ranks(ranked: Tensor, sampling: Sampling) -> Tensor:
     """Of probabilities in falling order, those that top-k, top-p and min-p leave."""
     keep = torch.ones_like(ranked, dtype=torch.bool)
     if 0 < sampling.top_k < len(ranked):
@@ -84,7 +127,8 @@ def allowed(ranked: Tensor, sampling: Sampling) -> Tensor:
     return keep
 
 
-def token_logprob(logprobs: Tensor, token: int, sampling: Sampling) -> TokenLogprob:
-    top = logprobs.topk(min(sampling.logprobs or 0, len(logprobs)))
+def token_logprob(logprobs: Tensor, token: int, num_top: int | None) -> TokenLogprob:
+    """`logprobs` [vocab] and the `num_top` largest of them."""
+    top = logprobs.topk(min(num_top or 0, len(logprobs)))
     pairs = [(int(i), float(v)) for v, i in zip(top.values, top.indices, strict=True)]
     return TokenLogprob(token, float(logprobs[token]), pairs)

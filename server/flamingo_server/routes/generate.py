@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from ..engine.engine import RequestHandle
+from ..engine.engine import RequestHandle, Submission
 from ..engine.request import Ended, Event, Finished, Sampling, Started, Text
 from ..engine.request import TokenLogprob as EngineLogprob
 from ..errors import OutOfRange, TooLarge
@@ -67,15 +67,16 @@ async def submit(
     started = time.monotonic()
     with service.engine.place():
         prompt = await service.prompts.build(body)
-        return service.engine.submit(
+        submission = Submission(
             id,
             prompt,
-            to_sampling(body, len(prompt.token_ids), service),
             service.metrics.watch(events.deliver),
             priority=body.priority,
             deadline=started + body.deadline_ms / 1000 if body.deadline_ms else None,
             media_ms=(time.monotonic() - started) * 1000,
         )
+        sampling = to_sampling(body, len(prompt.token_ids), service)
+        return service.engine.generate(submission, sampling)
 
 
 async def next_event(events: EventQueue, handle: RequestHandle, request: Request) -> Event | None:
