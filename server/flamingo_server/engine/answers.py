@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
 from .choice import Choice
-from .constraints import Matcher
 from .request import Event, FinishReason, Request, Sequence, Started, Task, TokenLogprob
 from .sampling import Rules, check_finite, choose_token, token_logprob
+
+if TYPE_CHECKING:
+    from .constraints import Matcher  # its library is loaded for the first constraint
 
 
 class Host(Protocol):

@@ -4,15 +4,19 @@ can still win have in common is sent at once.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from .answers import Host, announce
 from .beam import BeamOptions, BeamSearch, Hypothesis
-from .constraints import Matcher
 from .detokenize import Detokenizer
 from .request import Draft, FinishReason, Request, Sequence, Task, TokenLogprob
 from .sampling import Rules, check_finite
+
+if TYPE_CHECKING:
+    from .constraints import Matcher  # its library is loaded for the first constraint
 
 Answer = tuple[int, ...]
 

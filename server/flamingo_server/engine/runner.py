@@ -37,9 +37,7 @@ class Runner:
         self.model, self.device, self.dtype = model, device, dtype
         self.is_deterministic = limits.is_deterministic
         self.transform = model.config.vision.pixel_transform()
-        self.blocks = BlockCache(
-            model.config, limits.num_blocks, limits.block_size, device, dtype
-        )
+        self.blocks = BlockCache(model.config, limits.num_blocks, limits.block_size, device, dtype)
         self.slots = MediaSlots(model.config, limits.num_media_slots, device, dtype)
 
     # ---- pictures
