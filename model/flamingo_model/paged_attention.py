@@ -103,7 +103,7 @@ class CachedSelfAttention:
         self.masks = [self.span_mask(span) for span in batch.spans]
         if batch.num_decoding:
             positions = batch.positions[: batch.num_decoding]
-            self.lengths = (positions + 1).tolist()
+            self.lengths: list[int] = (positions + 1).tolist()
             self.parts = list(self.decode_parts())
             self.bias = self.decode_bias(positions)
 
@@ -144,7 +144,8 @@ class CachedSelfAttention:
             return slice(blocks[0] * size, blocks[0] * size + length)
         return self.indices(blocks)[:length]
 
-    def indices(self, blocks: Sequence[int]) -> Tensor:
+    def indices(self, blocks: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
+        """Places of blocks [..., n] → [..., n * block_size]"""
         size = self.cache.block_size
         first = torch.tensor(blocks, device=self.device) * size
         return (first.unsqueeze(-1) + torch.arange(size, device=self.device)).flatten(-2)
@@ -190,7 +191,7 @@ class CachedSelfAttention:
         return num
 
     def end_of(self, rows: list[int], at: int) -> int:
-        return min(at * self.cache.block_size, *(self.lengths[row] for row in rows))
+        return min(at * self.cache.block_size, min(self.lengths[row] for row in rows))
 
     def gathered(self, rows: list[int], at: int) -> Part:
         """Padded with place 0: what is masked is read, too, and must be finite."""
@@ -213,10 +214,10 @@ class CachedSelfAttention:
         if mask.dtype == torch.bool:
             mask = torch.zeros(mask.shape, device=self.device).masked_fill_(~mask, -torch.inf)
         heads = self.cache.k.shape[-2] if mask.shape[1] > 1 else 1
-        return mask.squeeze(2).unflatten(1, (heads, -1)).transpose(0, 1)
+        return torch.unflatten(mask.squeeze(2), 1, (heads, -1)).transpose(0, 1)
 
     def decode(self, layer: int, q: Tensor) -> Tensor:
-        """One token per sequence, [B, heads, head_dim]: one softmax over the scores of all parts."""
+        """One token per sequence, [B, heads, head_dim]: one softmax over all parts' scores."""
         k, v = self.cache.k[layer], self.cache.v[layer]
         heads = k.shape[-2]
         queries = (q * q.shape[-1] ** -0.5).unflatten(1, (heads, -1)).transpose(0, 1)
@@ -249,7 +250,7 @@ def part_scores(q: Tensor, k: Tensor, part: Part) -> Tensor:
     keys = k[part.places]
     if keys.dim() == 3:  # [keys, kv_heads, D], the same for all rows
         shared = torch.bmm(q.flatten(1, 2), keys.permute(1, 2, 0))
-        return shared.unflatten(1, q.shape[1:3])
+        return torch.unflatten(shared, 1, q.shape[1:3])
     return (q.transpose(0, 1) @ keys.permute(0, 2, 3, 1)).transpose(0, 1)
 
 
@@ -258,7 +259,7 @@ def part_values(weights: Tensor, v: Tensor, part: Part) -> Tensor:
     values = v[part.places]
     if values.dim() == 3:
         shared = torch.bmm(weights.flatten(1, 2), values.transpose(0, 1))
-        return shared.unflatten(1, weights.shape[1:3])
+        return torch.unflatten(shared, 1, weights.shape[1:3])
     return (weights.transpose(0, 1) @ values.transpose(1, 2)).transpose(0, 1)
 
 
@@ -273,7 +274,7 @@ def prefill(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=gqa
         )
-        return out.squeeze(0).transpose(0, 1)
+        return torch.transpose(out.squeeze(0), 0, 1)
     heads, group = k.shape[1], q.shape[1] // k.shape[1]
     queries = (q * q.shape[-1] ** -0.5).unflatten(1, (heads, group)).permute(1, 2, 0, 3)
     scores = torch.bmm(queries.flatten(1, 2), k.permute(1, 2, 0)).float()
@@ -328,7 +329,7 @@ class CachedCrossAttention:
         scores = ((q * q.shape[-1] ** -0.5).unsqueeze(2) @ k.transpose(-1, -2)).float()
         scores = scores if self.mask is None else scores.masked_fill(~self.mask, -torch.inf)
         out = (scores.softmax(-1).to(v.dtype) @ v).squeeze(2)
-        return out.masked_fill(~self.seeing.unsqueeze(-1), 0)
+        return torch.masked_fill(out, ~self.seeing.unsqueeze(-1), 0)
 
     def prefill(self, block: int, q: Tensor, run: MediaRun) -> Tensor:
         return self.look(block, q, [*run.earlier, run.slot])

@@ -4,6 +4,7 @@ can still win have in common is sent at once.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +17,7 @@ from .request import Draft, FinishReason, Request, Sequence, Task, TokenLogprob
 from .sampling import Rules, check_finite
 
 if TYPE_CHECKING:
-    from .constraints import Matcher  # its library is loaded for the first constraint
+    pass  # its library is loaded for the first constraint
 
 Answer = tuple[int, ...]
 
@@ -114,7 +115,7 @@ class BeamAnswers(Task):
     def stop(self, reason: FinishReason) -> None:
         self.end(reason)
 
-    def ends_text(self, token_ids: Answer) -> bool:
+    def ends_text(self, token_ids: Iterable[int]) -> bool:
         """A stop string has come up in the text of this answer."""
         stop = self.rules.sampling.stop
         return bool(stop) and any(s in self.blank.whole(list(token_ids)) for s in stop)

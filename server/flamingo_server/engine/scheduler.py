@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from .blocks import BlockPool, OutOfBlocks
 from .block_tables import BlockTables
+from .blocks import BlockPool, OutOfBlocks
 from .request import Request, Sequence
 
 

@@ -45,7 +45,7 @@ class Trie:
         return found[::-1]
 
     def inner(self) -> Iterator[int]:
-        """Those that something follows, but for the prompt: depth first, parents before children."""
+        """Those that something follows, without the prompt: depth first, parents first."""
         todo = list(reversed(self.children[0].values()))
         while todo:
             node = todo.pop()
