@@ -65,6 +65,7 @@ class Constraint:
             return schema_grammar(read_schema(self.value), strips_space)
         if self.kind == "regex":
             check_length("regex", self.value, MAX_REGEX_CHARS)
+            check_unicode("The regex", self.value)
             return regex_grammar(self.value, strips_space)
         return regex_grammar("|".join(map(escape, read_choices(self.value))), strips_space)
 
@@ -95,10 +96,7 @@ class Compiler:
         Thread-safe, and the interpreter runs on meanwhile.
         """
         grammar = constraint.to_grammar(self.strips_space)
-        try:
-            matcher = LLMatcher(self.tokenizer, grammar, log_level=0, limits=LIMITS)
-        except ValueError as error:  # half a surrogate pair, which Rust has no string for
-            raise ConstraintError("The constraint is not valid Unicode text.") from error
+        matcher = LLMatcher(self.tokenizer, grammar, log_level=0, limits=LIMITS)
         if not matcher.is_error():
             matcher.compute_bitmask()  # the first is the slowest; and an empty language shows here
         if matcher.is_error():
@@ -173,6 +171,7 @@ def read_choices(value: str) -> list[str]:
     for i, choice in enumerate(choices):
         if not isinstance(choice, str) or not choice:
             raise ConstraintError(f"choices[{i}] must be a string that is not empty.")
+        check_unicode(f"choices[{i}]", choice)
     return choices
 
 
@@ -200,13 +199,21 @@ def check_length(noun: str, value: str, limit: int) -> None:
         )
 
 
+def check_unicode(noun: str, text: str) -> None:
+    """JSON can name half of a surrogate pair; no token spells it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConstraintError(f"{noun} must be Unicode text, without lone surrogates.") from error
+
+
 LONGEST_REASON = 200
 
 
 def explain(constraint: Constraint, matcher: LLMatcher) -> str:
     """llguidance's complaint in a sentence; it has no error classes, only texts."""
     text = matcher.get_error()
-    if matcher.stop_reason() == "NoExtensionBias" or "nsatisfiable" in text:
+    if text.startswith("NoExtension") or "nsatisfiable" in text:
         return f"No text satisfies the {constraint.kind}: remove what contradicts itself."
     if any(word in text for word in ("fuel", "limit", "too ", "Too ", "panic", "precomputation")):
         return TOO_COMPLEX
