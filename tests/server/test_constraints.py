@@ -335,6 +335,7 @@ WRONG = {
     "schema file": (schema({"$ref": "file:///etc/passwd"}), "does not fetch"),
     "schema deep": (Constraint("json_schema", NESTED), "nested deeply"),
     "schema long": (schema({"description": "a" * rules.MAX_SCHEMA_CHARS}), "at most 16,384"),
+    "schema alternatives": (schema({"anyOf": [{"oneOf": [True] * 20}] * 5}), "105 alternatives"),
     "schema switches": (schema({"x-guidance": {"lenient": True}}), "x-guidance"),
 }
 

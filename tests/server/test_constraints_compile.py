@@ -10,10 +10,11 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from flamingo_server import constraint_trial
 from flamingo_server.constraints import MIB, ConstraintCompiler
-from flamingo_server.engine.constraints import Constraint, ConstraintError, Grammars
+from flamingo_server.engine.constraints import Constraint, ConstraintError, Grammars, Matcher
 from flamingo_server.errors import Draining, QueueFull
 from tiny import tiny_tokenizer
 
@@ -60,7 +61,7 @@ BOMBS = {
         ),
     ),
     "ambiguous recursion": Constraint(
-        "json_schema", json.dumps({"$defs": {"n": {"anyOf": [NODE] * 300}}, "$ref": "#/$defs/n"})
+        "json_schema", json.dumps({"$defs": {"n": {"anyOf": [NODE] * 100}}, "$ref": "#/$defs/n"})
     ),
     "multiple of": HANGS,
     "multiples of": Constraint("json_schema", many('{"type":"integer","multipleOf":10007}', 300)),
@@ -145,11 +146,27 @@ def test_bombs_end_within_the_bound_and_cost_the_engine_little(
             finally:
                 elapsed = time.monotonic() - started
                 assert elapsed < 10, name  # 1 s, a new process, and a busy machine
-            started = time.monotonic()
-            matcher.allowed()
-            assert time.monotonic() - started < 0.5, name
+            assert worst_step(matcher) < 0.5, name
 
     asyncio.run(scenario())
+
+
+def worst_step(matcher: Matcher) -> float:
+    """Seconds, over an answer of twenty tokens or until it ends."""
+    worst, random = 0.0, torch.Generator().manual_seed(0)
+    for _ in range(20):
+        started = time.monotonic()
+        try:
+            if matcher.is_finished:
+                break
+            mask = matcher.allowed()
+            logits = torch.rand(len(mask), generator=random) + 1
+            matcher.accept(int((logits * mask).argmax()))
+        except ConstraintError:
+            break
+        finally:
+            worst = max(worst, time.monotonic() - started)
+    return worst
 
 
 def test_a_compile_out_of_memory_is_an_error_and_the_next_one_works() -> None:

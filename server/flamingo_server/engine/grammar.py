@@ -16,13 +16,15 @@ from ..errors import BadRequest
 
 MAX_REGEX_CHARS = 4096
 MAX_SCHEMA_CHARS = 16_384
+MAX_SCHEMA_ALTERNATIVES = 100
+"""In all `anyOf`, `oneOf` and lists of types: a mask takes the square of those that look alike."""
 MAX_CHOICES = 10_000
 MAX_CHOICES_CHARS = 400_000
 """All of them together, as JSON. At these limits a compile takes a fifth of a second."""
 
 LIMITS = LLParserLimits(
     initial_lexer_fuel=1_000_000,
-    step_lexer_fuel=50_000,
+    step_lexer_fuel=100_000,
     max_items_in_row=1000,  # the two that bound one mask, which the whole batch waits for
     step_max_items=5000,
     max_lexer_states=10_000,  # one or two kilobytes each, kept as long as the grammar
@@ -182,7 +184,23 @@ def read_schema(value: str) -> Any:
         raise ConstraintError("json_schema must be a JSON object.")
     if isinstance(schema, dict) and "x-guidance" in schema:  # switches of llguidance's own
         raise ConstraintError("json_schema must not contain x-guidance: leave it out.")
+    count = num_alternatives(schema)
+    if count > MAX_SCHEMA_ALTERNATIVES:
+        raise ConstraintError(
+            f"json_schema has {count:,} alternatives in anyOf, oneOf and lists of types; "
+            f"use at most {MAX_SCHEMA_ALTERNATIVES}. Values to choose from belong in enum."
+        )
     return schema
+
+
+def num_alternatives(schema: Any) -> int:
+    if isinstance(schema, list):
+        return sum(map(num_alternatives, schema))
+    if not isinstance(schema, dict):
+        return 0
+    lists = (schema.get(key) for key in ("anyOf", "oneOf", "type"))
+    own = sum(len(entries) for entries in lists if isinstance(entries, list))
+    return own + sum(map(num_alternatives, schema.values()))
 
 
 def read_json(name: str, value: str) -> Any:
