@@ -97,7 +97,10 @@ class Compiler:
 
         Thread-safe, and the interpreter runs on meanwhile.
         """
-        grammar = constraint.to_grammar(self.strips_space)
+        try:
+            grammar = constraint.to_grammar(self.strips_space)
+        except RecursionError as error:
+            raise ConstraintError("The constraint is nested too deeply: make it flat.") from error
         matcher = LLMatcher(self.tokenizer, grammar, log_level=0, limits=LIMITS)
         if not matcher.is_error():
             matcher.compute_bitmask()  # the first is the slowest; and an empty language shows here
@@ -206,8 +209,8 @@ def num_alternatives(schema: Any) -> int:
 def read_json(name: str, value: str) -> Any:
     try:
         return json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise ConstraintError(f"{name} must be valid JSON, and not nested deeply.") from error
+    except ValueError as error:
+        raise ConstraintError(f"{name} must be valid JSON.") from error
 
 
 def check_length(noun: str, value: str, limit: int) -> None:
