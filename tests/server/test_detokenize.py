@@ -1,12 +1,16 @@
 """Pieces of text go out only when nothing can change them any more."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from fakes import TOKENIZER, decode_bytes, text_ids
 from flamingo_server.engine.detokenize import Detokenizer
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 CHARACTERS = st.text("ab é🦩\n", max_size=12)
 STOPS = st.lists(st.text("abé🦩", min_size=1, max_size=4), max_size=3)
 
@@ -89,3 +93,12 @@ def test_nothing_comes_after_a_stop() -> None:
     detokenizer = Detokenizer(decode_bytes, ["."])
     detokenizer.push(ord("."))
     assert detokenizer.push(ord("a")) == "" and detokenizer.finish() == ""
+
+
+def test_characters_of_many_byte_tokens_stay_whole_however_many_follow() -> None:
+    """LLaMA's tokenizer spells what it does not know byte by byte."""
+    tokenizer = Tokenizer.from_file(str(GOLDEN / "idefics_qkln" / "tokenizer.json"))
+    text = "a 🦩🦩🦩 b 🐈‍⬛ é"
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    detokenizer = Detokenizer(tokenizer.decode)
+    assert "".join([*map(detokenizer.push, ids), detokenizer.finish()]) == tokenizer.decode(ids)

@@ -115,5 +115,5 @@ def greedy(engine: Engine, answer: Answer, num: int) -> list[int]:
     pixels = np.stack([picture(seed).pixels for seed in range(max(1, num))])
     normal = torch.from_numpy(engine.runner.transform.normalise(pixels))
     logits = dense(engine.runner.model, ids, normal)[-len(answer.token_ids()) - 1 : -1]
-    logits[:, [*engine.banned, *engine.stop_ids]] = -torch.inf
+    logits[:, [*engine.banned.tolist(), *engine.stop_ids]] = -torch.inf
     return logits.argmax(-1).tolist()

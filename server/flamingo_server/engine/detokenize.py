@@ -4,6 +4,7 @@ back. It knows a `decode` function and nothing of the model.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 
 INCOMPLETE = "\ufffd"  # what a byte-level tokenizer decodes half a character to
@@ -18,6 +19,7 @@ class Detokenizer:
         self.stop = [s for s in stop if s]
         self.token_ids: list[int] = []
         self.num_read = 0  # tokens whose text is in `pending` or already out
+        self.bounds = deque([0])  # numbers of tokens that end with a whole character
         self.pending = ""
         self.has_stopped = False
 
@@ -44,13 +46,22 @@ class Detokenizer:
 
     def fresh_text(self, final: bool) -> str:
         """Text of the unread tokens, or nothing while it ends inside a character."""
-        start = max(0, self.num_read - LOOKBACK)
+        start = self.window()
         before = self.decode(self.token_ids[start : self.num_read])
         now = self.decode(self.token_ids[start:])
         if now.endswith(INCOMPLETE) and not final:
             return ""
         self.num_read = len(self.token_ids)
+        self.bounds.append(self.num_read)
         return now[len(before) :]
+
+    def window(self) -> int:
+        """Where the tokens begin that are decoded again: some before the unread ones, and never
+        inside a character, of which every token might be one byte.
+        """
+        while len(self.bounds) > 1 and self.bounds[1] <= self.num_read - LOOKBACK:
+            self.bounds.popleft()
+        return self.bounds[0]
 
     def release(self, final: bool) -> str:
         if self.has_stopped:

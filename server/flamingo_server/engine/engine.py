@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -89,7 +90,9 @@ class Engine:
         self.stop_ids = [token_id(tokenizer, token) for token in ends]
         never = MARKERS[tokens.image_style](tokenizer, tokens).never_answered
         spare = range(tokenizer.get_vocab_size(), config.decoder.vocab_size)
-        self.banned = [*never, *spare]  # a generated picture does not exist
+        self.banned = torch.tensor(
+            [*never, *spare], dtype=torch.long
+        )  # a generated picture does not exist
         self.media = MediaCache(limits.num_media_slots)
         self.loader = MediaLoader(runner, self.media, limits.latents_bytes)
         self.blocks = BlockPool(limits.num_blocks, limits.block_size)
