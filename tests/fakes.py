@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from flamingo_server.engine.engine import Engine, RequestHandle, Submission
+from flamingo_server.engine.latents_store import LatentsStore
 from flamingo_server.engine.limits import EngineLimits
 from flamingo_server.engine.request import (
     Ended,
@@ -99,6 +100,9 @@ class FakeRunner(Runner):
         self.encoded += [m.digest for m in media]
         return [torch.zeros(4) for _ in media]
 
+    def to_device(self, latents: Tensor) -> Tensor:
+        return latents
+
     def fill_slots(self, slots: list[int], latents: list[Tensor]) -> None:
         assert len(slots) == len(set(slots)) == len(latents)
 
@@ -169,11 +173,13 @@ class Answer:
         return bool(self.events) and isinstance(self.events[-1], Ended | Exception)
 
 
-def make_engine(runner: Runner | None = None, **limits: Any) -> Engine:
+def make_engine(
+    runner: Runner | None = None, store: LatentsStore | None = None, **limits: Any
+) -> Engine:
     """Not started: `drive` steps it on the test's own thread."""
     defaults = {"max_length": 256, "num_blocks": 400, "block_size": 4, "num_media_slots": 8}
     sizes = EngineLimits(**{**defaults, **limits})
-    return Engine(tiny_config(), runner or FakeRunner(), TOKENIZER, sizes)
+    return Engine(tiny_config(), runner or FakeRunner(), TOKENIZER, sizes, store)
 
 
 def ask(engine: Engine, text: str, *digests: str, **given: Any) -> Answer:

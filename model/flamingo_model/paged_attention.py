@@ -274,7 +274,7 @@ def prefill(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=gqa
         )
-        return torch.transpose(out.squeeze(0), 0, 1)
+        return torch.transpose(out[0], 0, 1)
     heads, group = k.shape[1], q.shape[1] // k.shape[1]
     queries = (q * q.shape[-1] ** -0.5).unflatten(1, (heads, group)).permute(1, 2, 0, 3)
     scores = torch.bmm(queries.flatten(1, 2), k.permute(1, 2, 0)).float()
@@ -283,7 +283,7 @@ def prefill(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     weights = scores.softmax(-1).to(v.dtype)
     out = torch.bmm(weights.flatten(1, 2), v.transpose(0, 1)).unflatten(1, (group, len(q)))
-    return out.permute(2, 0, 1, 3).flatten(1, 2)
+    return torch.flatten(out.permute(2, 0, 1, 3), 1, 2)
 
 
 class CachedCrossAttention:

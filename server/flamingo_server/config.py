@@ -94,6 +94,12 @@ class Settings(BaseSettings):
     media_workers: int = Field(1, gt=0, description="processes that decode pictures")
     media_slots: int = Field(256, gt=0, description="pictures whose keys and values are kept")
     latents_bytes: int = Field(256 * MIB, gt=0, description="memory for encoded pictures")
+    latents_folder: str | None = Field(
+        None, description="folder that keeps encoded pictures over a restart; none by default"
+    )
+    latents_disk_bytes: int = Field(
+        4096 * MIB, gt=0, description="most that this folder may take of the disk"
+    )
     decode_timeout_s: float = Field(10.0, gt=0, description="longest decoding of one picture")
     drain_timeout_s: float = Field(30.0, ge=0, description="how long a stop waits for answers")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="verbosity")

@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from pathlib import Path
 from typing import Literal
 
 import torch
 from tokenizers import Tokenizer
 
 from flamingo_model.cache import BlockCache
+from flamingo_model.flamingo import Flamingo
 from flamingo_model.prompt import build_renderer
 from flamingo_model.templates import Templates
 
 from .checkpoints import load_checkpoint
 from .config import Settings
 from .engine.engine import Engine, EngineStats
+from .engine.latents_store import LatentsStore, encoder_digest
 from .engine.runner import Runner
 from .errors import Draining, NotFound
 from .media.pool import MediaPool
@@ -72,7 +75,9 @@ class Service:
         self.settings = self.settings.model_copy(update={"max_tokens": limit})
         dtype = model.decoder.embed.weight.dtype
         limits = self.settings.engine_limits(BlockCache.bytes_per_token(config, dtype))
-        self.engine = Engine(config, Runner(model, limits), self.tokenizer, limits)
+        self.engine = Engine(
+            config, Runner(model, limits), self.tokenizer, limits, self.latents_store(model)
+        )
         self.pool = MediaPool(transform, self.settings.media_limits(), self.settings.media_workers)
         self.prompts = PromptBuilder(
             build_renderer(self.tokenizer, config),
@@ -84,6 +89,14 @@ class Service:
         self.engine.start()
         self.model_name = config.name
         self.is_loaded = True
+
+    def latents_store(self, model: Flamingo) -> LatentsStore | None:
+        """Raises OSError."""
+        settings = self.settings
+        if settings.latents_folder is None:
+            return None
+        folder = Path(settings.latents_folder) / encoder_digest(model)
+        return LatentsStore(folder, settings.latents_disk_bytes)
 
     def device(self) -> str:
         if self.settings.device != "auto":

@@ -24,6 +24,7 @@ from .beam_answers import BeamAnswers
 from .blocks import BlockPool
 from .choice import Choice
 from .detokenize import Detokenizer
+from .latents_store import LatentsStore
 from .limits import EngineLimits
 from .media_cache import MediaCache
 from .media_loader import MediaLoader
@@ -81,7 +82,12 @@ class Engine:
     """Submit from any thread; everything else happens on the engine's own."""
 
     def __init__(
-        self, config: FlamingoConfig, runner: Runner, tokenizer: Tokenizer, limits: EngineLimits
+        self,
+        config: FlamingoConfig,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        limits: EngineLimits,
+        store: LatentsStore | None = None,
     ) -> None:
         tokens = config.tokens
         self.limits, self.tokenizer, self.runner = limits, tokenizer, runner
@@ -94,7 +100,7 @@ class Engine:
             [*never, *spare], dtype=torch.long
         )  # a generated picture does not exist
         self.media = MediaCache(limits.num_media_slots)
-        self.loader = MediaLoader(runner, self.media, limits.latents_bytes)
+        self.loader = MediaLoader(runner, self.media, limits.latents_bytes, store)
         self.blocks = BlockPool(limits.num_blocks, limits.block_size)
         self.scheduler = Scheduler(
             limits.max_running,
@@ -215,6 +221,8 @@ class Engine:
             time.sleep(0.01)
         self.inbox.put(("stop", None))
         self.thread.join(timeout=5)
+        if self.loader.store:
+            self.loader.store.close()
 
     @property
     def is_alive(self) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from .latents_store import LatentsStore
 from .media_cache import LatentsCache, MediaCache
 from .request import Request
 from .runner import Runner
@@ -17,10 +18,19 @@ logger = logging.getLogger("flamingo_server.engine")
 
 
 class MediaLoader:
-    """Between the accounting of `MediaCache` and the tensors of `Runner`."""
+    """Between the accounting of `MediaCache` and the tensors of `Runner`.
 
-    def __init__(self, runner: Runner, media: MediaCache, latents_bytes: int) -> None:
-        self.runner, self.media = runner, media
+    Latents are looked for in memory, then on disk if there is a `store`, and made otherwise.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        media: MediaCache,
+        latents_bytes: int,
+        store: LatentsStore | None = None,
+    ) -> None:
+        self.runner, self.media, self.store = runner, media, store
         self.latents: LatentsCache[Tensor] = LatentsCache(
             latents_bytes, lambda t: t.numel() * t.element_size()
         )
@@ -50,14 +60,23 @@ class MediaLoader:
     def fill(self, requests: list[Request], at_once: int) -> None:
         """Pictures that several requests share are encoded once, those of equal shape together."""
         missing = self.media.missing(requests)
-        known = {m.digest: self.latents.get(m.digest) for m in missing}
+        known = {m.digest: self.find(m.digest) for m in missing}
         unseen = [m for m in missing if known[m.digest] is None][:at_once]
         for media, latents in zip(unseen, self.runner.encode(unseen), strict=True):
             known[media.digest] = latents
             self.latents.put(media.digest, latents)
+            if self.store:
+                self.store.put(media.digest, latents)
         found = {m.digest: t for m in missing if (t := known[m.digest]) is not None}
         if found:
             self.runner.fill_slots([self.media.slot(d) for d in found], list(found.values()))
             self.media.filled.update(found)
         for request in requests:
             request.has_media = not self.media.missing([request])
+
+    def find(self, digest: str) -> Tensor | None:
+        found = self.latents.get(digest)
+        if found is None and self.store and (read := self.store.get(digest)) is not None:
+            found = self.runner.to_device(read)
+            self.latents.put(digest, found)
+        return found

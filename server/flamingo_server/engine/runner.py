@@ -59,6 +59,9 @@ class Runner:
         pixels = self.transform.normalise(np.stack([m.pixels for m in media]))
         return self.model.encode_media(torch.from_numpy(pixels).to(self.device, self.dtype))
 
+    def to_device(self, latents: Tensor) -> Tensor:
+        return latents.to(self.device, self.dtype)
+
     @torch.inference_mode()
     def fill_slots(self, slots: list[int], latents: list[Tensor]) -> None:
         """Projects keys and values once, for every step and request that follows."""
