@@ -309,8 +309,17 @@ def test_what_ended_well_is_preferred_to_beams_that_cannot_go_on() -> None:
 def test_of_equals_the_one_that_ended_first_wins() -> None:
     search = BeamSearch(BeamOptions(2, 2, length_penalty=0.0, early_stopping=True), 1, [STOP])
     search.step(log({STOP: 0.5, 1: 0.5}))
+    assert search.committed == search.best == (STOP,)  # though (1,) lives and scores the same
     search.step(log({STOP: 1.0}))
     assert [h.token_ids for h in search.results()] == [(STOP,), (1, STOP)]
+
+
+@pytest.mark.parametrize("stopping", [False, "never"])
+def test_a_live_beam_that_can_only_draw_level_ends_the_search(stopping: Any) -> None:
+    search = BeamSearch(BeamOptions(2, 2, 9, 0.0, stopping), 1, [STOP])
+    search.step(log({STOP: 0.5, 1: 0.5}))
+    search.step(log({STOP: 0.5, 3: 0.5}))
+    assert search.is_done
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -27,6 +27,7 @@ from golden_sets import GOLDEN, GoldenSet
 EVERY = {"of_opt_x1": 1, "of_mpt_x2": 2, "of_neox_x2": 2}
 RULES = ["generated", "total"]
 BEAMS = 3
+BESIDE = {"of_mpt_x2", "of_neox_x2"}  # every day, of_opt_x1 stands for their batches
 NUM_NEW = 12
 
 
@@ -117,7 +118,12 @@ OTHERS = [
     for case in GoldenSet(GOLDEN / name).meta["cases"]
 ]
 TO_A_STOP = [
-    (n, case, rule) for n in EVERY for case in ("two_shot", "batch_mixed") for rule in RULES
+    pytest.param(
+        name, case, rule, marks=[pytest.mark.slow] * (case != "two_shot" and name in BESIDE)
+    )
+    for name in EVERY
+    for case in ("two_shot", "batch_mixed")
+    for rule in RULES
 ]
 
 

@@ -64,7 +64,7 @@ def emitted(kind: str) -> list[int]:
     return list(dict.fromkeys(ranked))
 
 
-class Ends(hf.StoppingCriteria):  # type: ignore[misc]
+class Ends(hf.StoppingCriteria):
     """As a stop string does: looks at what was generated, row by row."""
 
     def __init__(self, ends_text: Any) -> None:

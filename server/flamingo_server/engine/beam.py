@@ -145,16 +145,17 @@ class BeamSearch:
     def candidates(self, scores: Tensor) -> Iterator[Candidate]:
         """Best first, so many that `num_beams` of them do not end by a token."""
         num_kept = max(2, 1 + len(self.stop_ids)) * self.options.num_beams
-        sums = torch.tensor([b.score for b in self.live], dtype=scores.dtype, device=scores.device)
-        totals = (scores + sums.unsqueeze(-1)).flatten()  # [live * vocab]
-        best = totals.topk(min(num_kept, len(totals)))
-        for total, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        best = scores.topk(min(num_kept, scores.shape[-1]))  # of each beam: cheaper than of all
+        sums = torch.tensor([[beam.score] for beam in self.live], dtype=scores.dtype)
+        totals, order = (best.values.cpu() + sums).flatten().sort(descending=True, stable=True)
+        token_ids = best.indices.flatten().tolist()
+        for total, index in zip(totals[:num_kept].tolist(), order.tolist(), strict=False):
             if not total < math.inf:
                 raise ValueError("the scores are not log-probabilities")
             if total == -math.inf:
                 return
-            parent, token_id = divmod(index, scores.shape[-1])
-            beam = Beam((*self.live[parent].token_ids, token_id), total)
+            parent = index // best.indices.shape[-1]
+            beam = Beam((*self.live[parent].token_ids, token_ids[index]), total)
             yield Candidate(parent, beam, self.end_of(beam))
 
     def end_of(self, beam: Beam) -> Literal["stop", "length"] | None:
