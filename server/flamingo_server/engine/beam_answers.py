@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .answers import Host, announce
-from .beam import BeamOptions, BeamSearch, Hypothesis
+from .beam import BeamOptions, BeamSearch
 from .detokenize import Detokenizer
 from .request import Draft, FinishReason, Request, Sequence, Task, TokenLogprob
 from .sampling import Rules, check_finite
@@ -104,13 +104,11 @@ class BeamAnswers(Task):
             choice.add(token_ids[at], self.logprobs.find(token_ids[: at + 1]), is_end)
 
     def end(self, reason: FinishReason | None = None) -> None:
-        for choice, found in zip(self.request.choices, self.search.results(), strict=True):
+        """Rules that leave fewer than `n` hypotheses leave fewer choices."""
+        for choice, found in zip(self.request.choices, self.search.results(), strict=False):
             self.add(choice.index, found.token_ids)
-            choice.finish(reason or self.reason(found), found.score)
+            choice.finish(reason or found.finish_reason, found.score)
         self.host.close(self.request, self.request.ended())
-
-    def reason(self, found: Hypothesis) -> FinishReason:
-        return found.finish_reason
 
     def stop(self, reason: FinishReason) -> None:
         self.end(reason)
