@@ -6,7 +6,7 @@ flat batch in which a token sees the prompt and those it follows, some hundred a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -84,19 +84,26 @@ class ScoredCandidates(Task):
     def take(self, sequence: Sequence, first: int, logits: Tensor) -> None:
         begin = first - sequence.num_prompt
         nodes = [0] if sequence.tree is None else self.part[begin : begin + len(logits)]
-        for node, row in zip(nodes, logits, strict=True):
-            self.read(node, row)
+        self.read(nodes, logits)
         if first + len(logits) == len(sequence.tokens):
             if self.request.first_token is None:
                 announce(self.request)
             self.go_on(sequence)
 
-    def read(self, node: int, logits: Tensor) -> None:
-        check_finite(logits)
-        children = self.trie.children[node]
-        found = logits.float().log_softmax(-1)[list(children)].tolist()
-        for child, logprob in zip(children.values(), found, strict=True):
+    def read(self, nodes: list[int], logits: Tensor) -> None:
+        """`logits` [n, vocab] behind each of these nodes say how its children do."""
+        logits = logits.float()
+        total = logits.logsumexp(-1)
+        check_finite(total)
+        pairs = [(row, child) for row, node in enumerate(nodes) for child in self.below(node)]
+        rows, children = zip(*pairs, strict=True)
+        tokens = [self.trie.tokens[child] for child in children]
+        found = logits[rows, tokens] - total[list(rows)]
+        for child, logprob in zip(children, found.tolist(), strict=True):
             self.logprobs[child] = logprob
+
+    def below(self, node: int) -> Iterable[int]:
+        return self.trie.children[node].values()
 
     def go_on(self, sequence: Sequence) -> None:
         """The next part takes the place of the last one behind the prompt."""
