@@ -26,12 +26,15 @@ from ..config import (
     VisionConfig,
 )
 from ..flamingo import Flamingo
+from .checkpoint import Checkpoint
 from .clip import OPEN_CLIP_HARMLESS, from_open_clip, is_any, read_clip
+from .files import open_file, open_model
 from .key_map import KeyMap, Translation
 from .language_models import decoder_config, decoder_weights, family
+from .lazy import Recipes
 from .lora import merge_lora
 from .native import read_tokenizer
-from .weights import CheckpointError, as_tensors, complain, mismatches, read_folder, read_torch
+from .weights import CheckpointError, complain, mismatches
 
 END_OF_CHUNK, IMAGE, PAD = "<|endofchunk|>", "<image>", "<PAD>"
 MUTED = -1e4  # a logit nothing else falls below, and which half precision can hold
@@ -61,17 +64,8 @@ GATES = {"attn_gate": "attention_gate", "ff_gate": "feed_forward_gate"}
 Weights = dict[str, Tensor]
 
 
-def load_openflamingo(
-    checkpoint: Path,
-    lm: Path,
-    vision: Path,
-    interval: int,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> tuple[Flamingo, Tokenizer]:
-    """The model, in evaluation mode and without gradients, and its tokenizer.
-
-    `lm` and `vision` are folders with the language model and the CLIP that the checkpoint was
+def open_openflamingo(checkpoint: Path, lm: Path, vision: Path, interval: int) -> Checkpoint:
+    """`lm` and `vision` are folders with the language model and the CLIP that the checkpoint was
     trained on, `interval` is its `cross_attn_every_n_layers`. Raises CheckpointError for anything
     missing, left over or misshapen.
     """
@@ -82,7 +76,7 @@ def load_openflamingo(
     config = flamingo_config(name_of(checkpoint), tower, base.config, interval, tokens)
     trained = Trained(config, base.keys).read(checkpoint)
     config, weights = together(config, base, vision_weights, trained)
-    return build_model(config, weights, device, dtype), tokenizer
+    return Checkpoint(config, tokenizer, Recipes(weights), str(checkpoint))
 
 
 def together(
@@ -93,17 +87,6 @@ def together(
     weights = {f"vision.{k}": v for k, v in vision.items()}
     weights |= {f"decoder.{k}": v for k, v in decoder.weights.items()} | trained
     return replace(config, decoder=decoder.config), weights
-
-
-def build_model(
-    config: FlamingoConfig, weights: Weights, device: str, dtype: torch.dtype
-) -> Flamingo:
-    with torch.device("meta"):
-        model = Flamingo(config)
-    model.load_state_dict(
-        {k: v.to(device=device, dtype=dtype) for k, v in weights.items()}, assign=True
-    )
-    return model.to(device).eval().requires_grad_(False)
 
 
 def flamingo_config(
@@ -125,13 +108,14 @@ def flamingo_config(
         cross_attention=CrossAttentionConfig(interval, norm_media=False, placement="last", **sizes),
         decoder=decoder,
         tokens=tokens,
+        templates="openflamingo",
     )
 
 
 def name_of(checkpoint: Path) -> str:
     """Every released file is called checkpoint.pt or model.pt; its folder tells them apart."""
-    resolved = checkpoint.resolve()
-    return resolved.parent.name if resolved.stem in ("checkpoint", "model") else resolved.stem
+    path = checkpoint.absolute()  # a link keeps its own name, not that of what it points to
+    return path.parent.name if path.stem in ("checkpoint", "model") else path.stem
 
 
 # ---- tokenizer
@@ -188,8 +172,8 @@ class LanguageModel:
         is_whole = self.config.tie_embeddings or "decoder.head.weight" in trained
         if is_whole or self.num_known == num_tokens:
             return self
-        bias = self.weights.get("head.bias", torch.zeros(num_tokens)).clone()
-        bias[self.num_known :] = MUTED
+        known = self.weights.get("head.bias", torch.zeros(num_tokens))[: self.num_known]
+        bias = torch.cat([known, known.new_full((num_tokens - self.num_known,), MUTED)])
         return replace(
             self,
             config=replace(self.config, head_bias=True),
@@ -204,7 +188,7 @@ def read_language_model(folder: Path, num_tokens: int) -> LanguageModel:
         config = decoder_config(values)
     except ValueError as error:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
-    weights = decoder_weights(values, read_folder(folder), str(folder))
+    weights = decoder_weights(values, open_model(folder), str(folder))
     for name in {"embed.weight", "head.weight", "head.bias"} & weights.keys():
         weights[name] = resized(weights[name], num_tokens)
     return LanguageModel(
@@ -239,7 +223,7 @@ class Trained:
         self.conflicts, self.leftover = set[str](), set[str]()
 
     def read(self, checkpoint: Path) -> Weights:
-        return self.fit(read_state(checkpoint), str(checkpoint))
+        return self.fit(open_file(checkpoint), str(checkpoint))
 
     def fit(self, state: Mapping[str, Tensor], where: str) -> Weights:
         """Raises CheckpointError for what is missing, left over or misshapen."""
@@ -358,11 +342,3 @@ class Trained:
 
     def source(self, plain: str) -> str:
         return self.sources.get(f"lang_encoder.{plain}") or self.sources[plain]
-
-
-def read_state(checkpoint: Path) -> Weights:
-    """Flat, or within what training saves beside it."""
-    saved = read_torch(checkpoint)
-    if isinstance(saved, dict) and "model_state_dict" in saved:
-        saved = saved["model_state_dict"]
-    return as_tensors(saved, checkpoint)
