@@ -26,21 +26,32 @@ class Parts:
 
 @dataclass(frozen=True)
 class Takes:
-    """Names of the parts that a family must have, and of those that it may have."""
+    """Names of the parts that a family must have, and of those that it may have.
+
+    `is_file`: the checkpoint is one file, not a folder. Without `has_weights_beneath` the language
+    model gives its tokenizer and its config only, since its weights are in the checkpoint.
+    """
 
     needs: tuple[str, ...] = ()
     may_have: tuple[str, ...] = ()
+    is_file: bool = False
+    has_weights_beneath: bool = False
+
+    @classmethod
+    def trained_only(cls, *may_have: str) -> Takes:
+        """A file with what was trained, over a language model and a CLIP."""
+        needs = ("lm", "vision", "cross_attention_interval")
+        return cls(needs, may_have, is_file=True, has_weights_beneath=True)
 
 
 PARTS = tuple(Parts.__dataclass_fields__)
-THREE = ("lm", "vision", "cross_attention_interval")
 FAMILIES = {
     "native": Takes(),
     "idefics": Takes(),
-    "openflamingo": Takes(THREE),
-    "openflamingo-v1": Takes(THREE, ("lora",)),
-    "otter": Takes((), ("lm",)),
-    "otter-weights": Takes(THREE),
+    "openflamingo": Takes.trained_only(),
+    "openflamingo-v1": Takes.trained_only("lora"),
+    "otter": Takes(may_have=("lm",)),
+    "otter-weights": Takes.trained_only(),
     "flamingo-mini": Takes(("lm", "vision")),
 }
 
