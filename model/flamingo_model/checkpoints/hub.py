@@ -22,6 +22,7 @@ WEIGHTS = (SINGLE, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
 class Wanted:
     """Patterns of files, the first that give a whole folder, and what a whole one is."""
 
+    what: str
     choices: Sequence[Sequence[str]]
     is_whole: Callable[[Path], bool]
 
@@ -45,17 +46,17 @@ def all_there(weights: Path) -> bool:
         return False
 
 
-MODEL = Wanted([(*WORDS, "*.safetensors"), (*WORDS, "pytorch_model*.bin")], has_weights)
+MODEL = Wanted("weights", [(*WORDS, "*.safetensors"), (*WORDS, "pytorch_model*.bin")], has_weights)
 """A model as Hugging Face saves it; few have both kinds of files, and one is enough."""
 
-TOKENIZER = Wanted([WORDS], has_words)
+TOKENIZER = Wanted("tokenizer", [WORDS], has_words)
 
 
 def file(name: str) -> Wanted:
     """One file of weights, or the shards of this index, with all that is said about them."""
     suffix = f".{name.removesuffix('.index.json').rpartition('.')[2]}"
     weights = f"*{suffix}" if name.endswith(".index.json") else name
-    return Wanted([(*WORDS, weights)], lambda folder: all_there(folder / name))
+    return Wanted("weights", [(*WORDS, weights)], lambda folder: all_there(folder / name))
 
 
 def fetch(name: str, wanted: Wanted, download: Download) -> Path:
@@ -70,7 +71,7 @@ def fetch(name: str, wanted: Wanted, download: Download) -> Path:
             raise CheckpointError(f"{name} cannot be downloaded: {error}") from error
         if wanted.is_whole(folder):
             return folder
-    raise CheckpointError(f"{name} has none of {', '.join(wanted.choices[-1])} that are whole")
+    raise CheckpointError(f"{name} has no whole {wanted.what}")
 
 
 def cached(name: str, patterns: Sequence[str], wanted: Wanted, download: Download) -> Path | None:
