@@ -99,7 +99,7 @@ def converted(theirs: hf.PreTrainedModel) -> Decoder:
 
 def dense(decoder: Decoder, ids: Tensor) -> Tensor:
     """Logits [B, T, vocab]"""
-    attend = DenseSelfAttention(*ids.shape, reach=reach(decoder.config))
+    attend = DenseSelfAttention(*ids.shape, reach(decoder.config))
     return decoder.logits(decoder(ids, torch.arange(ids.shape[1]).expand(ids.shape), attend))
 
 

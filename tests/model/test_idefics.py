@@ -132,6 +132,12 @@ def test_prompts_are_rendered_as_the_processor_does(row: Row) -> None:
     assert rendered.generated_media == rendered.media_index[-1]
 
 
+def test_neither_token_around_a_picture_is_ever_answered() -> None:
+    marker = build_renderer(TOKENIZER, MODEL.config).marker
+    assert marker.never_answered == {META["image_token_id"], META["fake_token_id"]}
+    assert marker.ids == {META["image_token_id"]}
+
+
 def test_half_precision_reaches_the_tower_too() -> None:
     model = open_idefics(FOLDER).load(dtype=torch.bfloat16)
     assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.bfloat16}

@@ -4,7 +4,6 @@ Each is some hundreds of megabytes in the files of its family; an 80B one has on
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,11 +46,11 @@ def low_rank(folder: Path, is_large: bool) -> Case:
     return multimodal_gpt(folder, LLAMA | large if is_large else LLAMA)
 
 
-MAKERS: dict[str, Callable[[Path, bool], Case]] = {
-    "idefics": idefics,
-    "otter": in_torch_shards,
-    "multimodal-gpt": low_rank,
-}
+MAKERS = [
+    low_rank,
+    pytest.param(idefics, marks=pytest.mark.slow),
+    pytest.param(in_torch_shards, marks=pytest.mark.slow),
+]
 
 
 @pytest.fixture(scope="module", params=MAKERS)
@@ -63,7 +62,7 @@ def stored(
     sizes = (0, 0)
     for name in ("small", "large"):
         (folder / name).mkdir()
-        case = MAKERS[request.param](folder / name, name == "large")
+        case = request.param(folder / name, name == "large")
         remember(folder / name, case)
         layout = case.open().weights.layout
         layers = sum(4 * t.numel() for k, t in layout.items() if k.startswith("decoder.layers."))
@@ -93,4 +92,4 @@ def test_converting_holds_one_tensor_at_a_time(stored: Stored) -> None:
     peak = peak_of(convert_opened, folder)
     shards = list((folder / "large-converted").glob("*.safetensors"))
     assert sum(path.stat().st_size for path in shards) > 0.45 * size
-    assert peak < size / 5 + CONSTANT + 64 * MIB, f"{peak / MIB:.0f} of {size / MIB:.0f} MiB"
+    assert peak < size / 5 + CONSTANT, f"{peak / MIB:.0f} of {size / MIB:.0f} MiB"

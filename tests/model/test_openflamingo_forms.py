@@ -20,8 +20,9 @@ from flamingo_model.checkpoints.openflamingo import (
     open_openflamingo,
 )
 from flamingo_model.checkpoints.weights import CheckpointError
-from flamingo_model.config import DecoderConfig, SpecialTokens, VisionConfig
+from flamingo_model.config import DecoderConfig, SpecialTokens
 from flamingo_model.flamingo import Flamingo
+from flamingo_model.vision_config import VisionConfig
 from golden_sets import GOLDEN, model_and_tokenizer
 
 SET = GOLDEN / "of_neox_x2"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..clip import ClipTower
-from ..config import VisionConfig
+from ..vision_config import VisionConfig
 from .files import open_file, open_model
 from .weights import CheckpointError, check_depth, complain, mismatches
 

@@ -16,7 +16,7 @@ from .weights import SHOWN, CheckpointError, Weights
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-RENEW_BYTES = 64 * 2**20
+LEAST_MAPPED = 16 * 2**20
 
 
 class TensorFiles(Mapping[str, Tensor]):
@@ -84,13 +84,14 @@ def shards(index: Path) -> list[Path]:
 class TorchFile:
     """The tensors in a file of torch's that holds nothing else, or what training saves beside them.
 
-    The file is mapped anew after every `RENEW_BYTES`, for the reason given above. One in the form
-    of torch before 1.6 cannot be mapped and is held whole.
+    The file is mapped anew after every 32nd part of it, for the reason given above. One in the
+    form of torch before 1.6 cannot be mapped and is held whole.
     """
 
     def __init__(self, path: Path) -> None:
         self.path, self.num_read = path, 0
         self.tensors = self.open()
+        self.most_read = max(path.stat().st_size // 32, LEAST_MAPPED)
         self.layout = {name: tensor.to("meta") for name, tensor in self.tensors.items()}
 
     def open(self) -> dict[str, Tensor]:
@@ -98,7 +99,7 @@ class TorchFile:
         return as_tensors(state_of(saved), self.path)
 
     def __getitem__(self, name: str) -> Tensor:
-        if self.is_mapped and self.num_read > RENEW_BYTES:
+        if self.is_mapped and self.num_read > self.most_read:
             self.num_read, self.tensors = 0, {}
             self.tensors = self.open()
         tensor = self.tensors[name]

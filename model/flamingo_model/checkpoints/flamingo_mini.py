@@ -20,8 +20,8 @@ from ..config import (
     FlamingoConfig,
     ResamplerConfig,
     SpecialTokens,
-    VisionConfig,
 )
+from ..vision_config import VisionConfig
 from .checkpoint import Checkpoint, empty_model
 from .clip import read_clip
 from .files import open_model

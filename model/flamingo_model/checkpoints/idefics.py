@@ -175,6 +175,7 @@ def vision_fields(vision: Values) -> Fields:
     vision.refuse_unless(num_channels=3)
     return {
         "kind": "idefics",
+        "keep_class_token": True,
         "image_size": vision["image_size"],
         "dim": vision["embed_dim"],
         "patch_size": vision["patch_size"],

@@ -23,9 +23,9 @@ from ..config import (
     FlamingoConfig,
     ResamplerConfig,
     SpecialTokens,
-    VisionConfig,
 )
 from ..flamingo import Flamingo
+from ..vision_config import VisionConfig
 from .checkpoint import Checkpoint
 from .clip import OPEN_CLIP_HARMLESS, from_open_clip, is_any, read_clip
 from .files import open_file, open_model
