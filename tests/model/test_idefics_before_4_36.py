@@ -76,7 +76,7 @@ def test_the_old_logits_are_ours_but_for_the_tokens_that_see_nothing(case: str, 
 
 
 def test_a_batch_without_any_picture_was_right_before() -> None:
-    """Its mask was all zeros, which the old code took for none; only its cached steps went wrong."""
+    """Uncached, that is: its own cached steps were up to 1.7 away (`meta.json`)."""
     ids = prompt("text_only", 0)
     expected = torch.from_numpy(recorded("text_only", 0, "logits"))
     torch.testing.assert_close(run(MODEL, ids, no_media), expected, rtol=1e-4, atol=2e-4)

@@ -80,6 +80,7 @@ def test_loading_never_holds_two_copies(stored: Stored) -> None:
     assert 0.9 * size < peak < 1.15 * size + CONSTANT, f"{peak / size:.3f}"
 
 
+@pytest.mark.slow
 def test_quantising_never_holds_the_whole_layers(stored: Stored) -> None:
     pytest.importorskip("bitsandbytes")
     folder, size, layers = stored
