@@ -43,3 +43,14 @@ class Hub:
 def files(*folders: Path) -> dict[str, Path]:
     """All in these folders, under their own names."""
     return {p.name: p for folder in folders for p in sorted(folder.iterdir()) if p.is_file()}
+
+
+def put(cache: Path, name: str, content: dict[str, Path]) -> None:
+    """As the hub's library keeps it: files are links to what they hold."""
+    folder, commit = cache / f"models--{name.replace('/', '--')}", "0" * 40
+    for path in (folder / "refs", folder / "blobs", folder / "snapshots" / commit):
+        path.mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    for number, (file, source) in enumerate(content.items()):
+        shutil.copyfile(source, folder / "blobs" / str(number))
+        (folder / "snapshots" / commit / file).symlink_to(folder / "blobs" / str(number))

@@ -17,7 +17,7 @@ from flamingo_model.checkpoints.opening import open_checkpoint
 from flamingo_model.checkpoints.published import PUBLISHED, Published
 from flamingo_model.checkpoints.weights import CheckpointError
 from golden_sets import GOLDEN
-from hub import Hub, files
+from hub import Hub, files, put
 from tiny import save_tiny
 
 CLIP = "openai/clip-vit-large-patch14"
@@ -192,17 +192,6 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     return tmp_path
-
-
-def put(cache: Path, name: str, content: dict[str, Path]) -> None:
-    """As the hub's library keeps it: files are links to what they hold."""
-    folder, commit = cache / f"models--{name.replace('/', '--')}", "0" * 40
-    for path in (folder / "refs", folder / "blobs", folder / "snapshots" / commit):
-        path.mkdir(parents=True)
-    (folder / "refs" / "main").write_text(commit)
-    for number, (file, source) in enumerate(content.items()):
-        shutil.copyfile(source, folder / "blobs" / str(number))
-        (folder / "snapshots" / commit / file).symlink_to(folder / "blobs" / str(number))
 
 
 def test_the_librarys_own_cache_is_enough_without_the_network(hub_cache: Path) -> None:
