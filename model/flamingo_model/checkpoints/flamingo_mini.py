@@ -22,6 +22,7 @@ from ..config import (
     SpecialTokens,
 )
 from ..vision_config import VisionConfig
+from .beneath import read_json
 from .checkpoint import Checkpoint, empty_model
 from .clip import read_clip
 from .files import open_model
@@ -29,7 +30,6 @@ from .key_map import KeyMap
 from .language_models import decoder_config, family
 from .lazy import Recipes
 from .native import read_tokenizer
-from .openflamingo import read_json
 from .weights import CheckpointError, complain, mismatches
 
 IMAGE, END_OF_CHUNK = "<image>", "<EOC>"

@@ -16,22 +16,13 @@ from torch import Tensor
 
 from ..config import SpecialTokens
 from ..flamingo import Flamingo
+from .beneath import MUTED, Weights, load_tokenizer, read_language_model, special_tokens
 from .checkpoint import Checkpoint
 from .clip import read_clip
 from .files import open_file, read_torch
 from .lazy import Recipes
 from .lora import split_lora
-from .openflamingo import (
-    MUTED,
-    Trained,
-    Weights,
-    flamingo_config,
-    load_tokenizer,
-    name_of,
-    read_language_model,
-    special_tokens,
-    together,
-)
+from .openflamingo import Trained, flamingo_config, name_of, together
 from .weights import CheckpointError
 
 END_OF_SENTENCE = "</s>"  # LLaMA's; what training put behind every chunk's end

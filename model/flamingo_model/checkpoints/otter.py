@@ -16,6 +16,16 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from ..config import FlamingoConfig
+from .beneath import (
+    END_OF_CHUNK,
+    IMAGE,
+    Weights,
+    has_pad_token,
+    read_json,
+    read_language_model,
+    special_tokens,
+    tokenizer_with,
+)
 from .checkpoint import Checkpoint
 from .clip import HARMLESS as CLIP_HARMLESS
 from .clip import checked, hf_config, is_any, read_clip
@@ -24,19 +34,7 @@ from .key_map import KeyMap
 from .language_models import FAMILIES, decoder_config, family
 from .lazy import Recipes
 from .lora import split_lora
-from .openflamingo import (
-    END_OF_CHUNK,
-    IMAGE,
-    Trained,
-    Weights,
-    flamingo_config,
-    has_pad_token,
-    read_json,
-    read_language_model,
-    special_tokens,
-    together,
-    tokenizer_with,
-)
+from .openflamingo import Trained, flamingo_config, together
 from .weights import CheckpointError, check_depth
 
 ANSWER = "<answer>"
