@@ -46,7 +46,7 @@ def run(model: Flamingo, ids: Sequence[int], cross_attend: CrossAttend) -> Tenso
     """Logits [T, vocab] of one document, without a cache."""
     tokens = torch.tensor([ids])
     positions = torch.arange(len(ids)).unsqueeze(0)
-    attend = DenseSelfAttention(1, len(ids), reach=reach(model.config.decoder))
+    attend = DenseSelfAttention(1, len(ids), reach(model.config.decoder))
     hidden = model(tokens, positions, attend, cross_attend)
     return model.logits(hidden)[0]
 
@@ -54,7 +54,8 @@ def run(model: Flamingo, ids: Sequence[int], cross_attend: CrossAttend) -> Tenso
 def bare(model: Flamingo, ids: Sequence[int]) -> Tensor:
     """The decoder alone."""
     tokens, positions = torch.tensor([ids]), torch.arange(len(ids)).unsqueeze(0)
-    return model.logits(model.decoder(tokens, positions, DenseSelfAttention(1, len(ids))))[0]
+    attend = DenseSelfAttention(1, len(ids), reach(model.config.decoder))
+    return model.logits(model.decoder(tokens, positions, attend))[0]
 
 
 def dense(model: Flamingo, ids: Sequence[int], pixels: Tensor, image: int = IMAGE) -> Tensor:

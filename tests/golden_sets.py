@@ -9,9 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
+from flamingo_model.checkpoints.checkpoint import Checkpoint
+from flamingo_model.flamingo import Flamingo
+
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def model_and_tokenizer(opened: Checkpoint) -> tuple[Flamingo, Tokenizer]:
+    return opened.load(), opened.tokenizer
 
 
 @dataclass(frozen=True)

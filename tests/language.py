@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import transformers as hf
 from torch import Tensor
 
@@ -100,7 +102,7 @@ def converted(theirs: hf.PreTrainedModel) -> Decoder:
 
 def dense(decoder: Decoder, ids: Tensor) -> Tensor:
     """Logits [B, T, vocab]"""
-    attend = DenseSelfAttention(*ids.shape, reach=reach(decoder.config))
+    attend = DenseSelfAttention(*ids.shape, reach(decoder.config))
     return decoder.logits(decoder(ids, torch.arange(ids.shape[1]).expand(ids.shape), attend))
 
 
@@ -182,3 +184,37 @@ def mosaic_weights() -> dict[str, Tensor]:
             f"{block}mlp.mlp_down.weight": (dim, 4 * dim),
         }
     return {k: torch.randn(shape, generator=generator) * 0.3 for k, shape in shapes.items()}
+
+
+def mosaic_logits(
+    config: dict[str, Any],
+    weights: dict[str, Tensor],
+    ids: list[int],
+    before_layer: Callable[[int, Tensor], Tensor] = lambda layer, x: x,
+) -> Tensor:
+    """MPT-1B, which transformers does not have, plainly: one sequence, one head after the other."""
+    dim, heads = config["d_model"], config["n_heads"]
+    size, length = dim // heads, len(ids)
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return F.layer_norm(x, (dim,), weights[f"{name}.weight"], None, 1e-5)
+
+    x = weights["transformer.wte.weight"][ids]
+    for layer in range(config["n_layers"]):
+        x, block = before_layer(layer, x), f"transformer.blocks.{layer}."
+        qkv = norm(x, f"{block}ln_1") @ weights[f"{block}attn.Wqkv.weight"].T
+        q, k, v = qkv[:, :dim], qkv[:, dim : 2 * dim], qkv[:, 2 * dim :]
+        q, k = norm(q, f"{block}attn.q_ln"), norm(k, f"{block}attn.k_ln")
+        outs = []
+        for head in range(heads):
+            part = slice(head * size, (head + 1) * size)
+            scores = q[:, part] @ k[:, part].T / math.sqrt(size)
+            slope = 1 / 2 ** ((head + 1) * 8 / heads)
+            for i in range(length):
+                for j in range(length):
+                    scores[i, j] = scores[i, j] - slope * (i - j) if j <= i else -math.inf
+            outs.append(scores.softmax(-1) @ v[:, part])
+        x = x + torch.cat(outs, -1) @ weights[f"{block}attn.out_proj.weight"].T
+        up = norm(x, f"{block}ln_2") @ weights[f"{block}mlp.mlp_up.weight"].T
+        x = x + F.gelu(up) @ weights[f"{block}mlp.mlp_down.weight"].T
+    return norm(x, "transformer.ln_f") @ weights["transformer.wte.weight"].T

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 from collections.abc import Callable
@@ -11,7 +12,11 @@ from pathlib import Path
 
 import torch
 
+from families import Case
+from flamingo_model.checkpoints.checkpoint import Checkpoint
+from flamingo_model.checkpoints.families import Parts
 from flamingo_model.checkpoints.native import load_native, open_native, save_native
+from flamingo_model.checkpoints.opening import open_checkpoint
 from flamingo_model.checkpoints.writing import write_folder
 from flamingo_model.config import FlamingoConfig
 from flamingo_model.flamingo import Flamingo
@@ -28,6 +33,30 @@ def load(folder: Path) -> object:
 def convert(folder: Path) -> None:
     target = folder.parent / f"{folder.name}-converted"
     write_folder(open_native(folder), target, torch.bfloat16, shard_bytes=100 * MIB)
+
+
+def load_opened(folder: Path) -> object:
+    return opened(folder).load()
+
+
+def quantise_opened(folder: Path) -> object:
+    return opened(folder).load(quantize="nf4")
+
+
+def convert_opened(folder: Path) -> None:
+    target = folder.parent / f"{folder.name}-converted"
+    write_folder(opened(folder), target, torch.bfloat16, shard_bytes=100 * MIB)
+
+
+def opened(folder: Path) -> Checkpoint:
+    """What `remember` wrote down."""
+    told = json.loads((folder / "case.json").read_text())
+    return open_checkpoint(told["source"], told["family"], Parts(**told["parts"]))
+
+
+def remember(folder: Path, case: Case) -> None:
+    told = {"source": str(case.source), "family": case.family, "parts": vars(case.parts)}
+    (folder / "case.json").write_text(json.dumps(told))
 
 
 def peak_of(work: Callable[[Path], object], folder: Path) -> int:

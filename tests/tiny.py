@@ -14,9 +14,9 @@ from flamingo_model.config import (
     DecoderConfig,
     FlamingoConfig,
     ResamplerConfig,
-    VisionConfig,
 )
 from flamingo_model.flamingo import Flamingo
+from flamingo_model.vision_config import VisionConfig
 
 SPECIAL = ("<|endoftext|>", "<|endofchunk|>", "<image>")
 

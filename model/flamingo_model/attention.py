@@ -11,8 +11,6 @@ from torch import Tensor
 from .flamingo import MediaKV
 from .positions import Reach
 
-PLAIN = Reach()
-
 
 def plain_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor, bias: Tensor | None = None
@@ -31,16 +29,16 @@ def plain_attention(
 class DenseSelfAttention:
     """Causal attention over padded rows [B, T], without a cache.
 
-    `segment_ids` [B, T] keeps packed documents apart: a token sees its own document only.
     `reach` is the model's; distances are counted along the row, so packing leaves them as they are.
+    `segment_ids` [B, T] keeps packed documents apart: a token sees its own document only.
     """
 
     def __init__(
         self,
         batch_size: int,
         length: int,
+        reach: Reach,
         segment_ids: Tensor | None = None,
-        reach: Reach = PLAIN,
     ) -> None:
         device = segment_ids.device if segment_ids is not None else None
         positions = torch.arange(length, device=device)

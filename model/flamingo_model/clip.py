@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .config import VisionConfig
+from .vision_config import VisionConfig
 
 
 class ClipTower(nn.Module):

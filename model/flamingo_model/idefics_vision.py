@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .config import VisionConfig
+from .vision_config import VisionConfig
 
 
 class IdeficsTower(nn.Module):

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import VisionConfig
+from .vision_config import VisionConfig
 
 ALPHA = 0.2
 """What a block's residual branch, of variance one, is scaled by."""

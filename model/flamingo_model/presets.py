@@ -17,8 +17,8 @@ from .config import (
     FlamingoConfig,
     ResamplerConfig,
     SpecialTokens,
-    VisionConfig,
 )
+from .vision_config import VisionConfig
 
 
 def chinchilla(num_layers: int, dim: int, ff_dim: int) -> DecoderConfig:

@@ -145,6 +145,7 @@ class IdeficsMarker(TokenMarker):
     def __init__(self, tokenizer: Tokenizer, tokens: SpecialTokens) -> None:
         super().__init__(tokenizer, tokens)
         self.fake = special_id(tokenizer, "<fake_token_around_image>")
+        self.never_answered = self.ids | {self.fake}
 
     def write(self, parts: Sequence[Part], encode: Encode) -> list[int]:
         ids: list[int] = []

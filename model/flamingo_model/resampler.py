@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import ResamplerConfig, VisionConfig
+from .config import ResamplerConfig
+from .vision_config import VisionConfig
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "squared_relu": lambda x: F.relu(x).square(),

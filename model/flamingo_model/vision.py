@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .clip import ClipTower
-from .config import VisionConfig
 from .idefics_vision import IdeficsTower
 from .nfnet import NFNet
+from .vision_config import VisionConfig
 
 
 class ResidualBlock(nn.Module):

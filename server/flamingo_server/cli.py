@@ -119,13 +119,29 @@ def add_convert(commands: Any) -> None:
         description="Reads and writes one tensor at a time, so that any size fits in memory.",
     )
     parser.set_defaults(run=convert)
-    parser.add_argument("source", metavar="SRC", help="a folder, or a name `flamingo models` lists")
+    parser.add_argument(
+        "source", metavar="SRC", help="a folder, a file, or a name `flamingo models` lists"
+    )
     parser.add_argument("target", metavar="DST", help="a folder that is empty or does not exist")
     types = ("float32", "bfloat16", "float16")
     parser.add_argument("--dtype", choices=types, default=None, help="default: as stored")
     text = "largest file, such as 500MB (5GB)"
     parser.add_argument("--shard-bytes", type=to_bytes, default=to_bytes("5GB"), help=text)
     parser.add_argument("--force", action="store_true", help="replace the checkpoint in DST")
+    add_parts(parser)
+
+
+def add_parts(parser: Any) -> None:
+    """The flags by which `serve` is told what a checkpoint is made of."""
+    from flamingo_model.checkpoints.families import PARTS
+
+    from .config import Settings
+
+    for name in ("family", *PARTS):
+        flag, field = f"--{name.replace('_', '-')}", Settings.model_fields[name]
+        kind = int if name == "cross_attention_interval" else str
+        text = f"{field.description} ({field.default})"
+        parser.add_argument(flag, type=kind, default=field.default, metavar=name.upper(), help=text)
 
 
 def to_bytes(text: str) -> int:
@@ -142,8 +158,8 @@ def convert(chosen: argparse.Namespace) -> None:
     from pathlib import Path
 
     from flamingo_model.checkpoints.checkpoint import DTYPES
-    from flamingo_model.checkpoints.folder import open_folder
-    from flamingo_model.checkpoints.published import resolve
+    from flamingo_model.checkpoints.families import PARTS, Parts
+    from flamingo_model.checkpoints.opening import open_checkpoint
     from flamingo_model.checkpoints.weights import CheckpointError
     from flamingo_model.checkpoints.writing import target_layout, write_folder
 
@@ -153,7 +169,8 @@ def convert(chosen: argparse.Namespace) -> None:
     try:
         if not chosen.force and target.is_dir() and any(target.iterdir()):
             raise CheckpointError(f"{target} is not empty: --force replaces the checkpoint in it")
-        checkpoint = open_folder(resolve(chosen.source))
+        parts = Parts(**{name: getattr(chosen, name) for name in PARTS})
+        checkpoint = open_checkpoint(chosen.source, chosen.family, parts)
         checkpoint.empty()  # a checkpoint that would not load is not worth writing
         total = sum(tensor.nbytes for tensor in target_layout(checkpoint, dtype).values())
         with bytes_bar(f"{checkpoint.config.name} → {target}", total) as advance:

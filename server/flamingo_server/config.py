@@ -7,20 +7,12 @@ from typing import Annotated
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from flamingo_model.checkpoints.families import FAMILIES, PARTS, Parts, misfit
+
 from .engine.limits import EngineLimits
 from .media.limits import MediaLimits
 
 MIB = 2**20
-PARTS = ("lm", "vision", "cross_attention_interval")
-NEEDS: dict[str, tuple[str, ...]] = {
-    "native": (),
-    "openflamingo": PARTS,
-    "openflamingo-v1": PARTS,
-    "otter": (),
-    "otter-weights": PARTS,
-    "flamingo-mini": PARTS[:2],
-}
-"""Families of checkpoints, and what a checkpoint does not say of itself."""
 
 
 class Settings(BaseSettings):
@@ -33,16 +25,22 @@ class Settings(BaseSettings):
         description="checkpoint: folder, published name, openflamingo's file, or 'embedded'",
     )
     lm: str | None = Field(
-        None, description="folder of the language model, for families that need it"
+        None, description="language model, for families that need it: folder or name on the hub"
     )
-    vision: str | None = Field(None, description="folder of the CLIP model, likewise")
+    vision: str | None = Field(None, description="CLIP model, likewise")
     cross_attention_interval: int | None = Field(
         None, gt=0, description="cross_attn_every_n_layers of its training, likewise"
     )
+    lora: str | None = Field(None, description="file of low-rank updates, for openflamingo-v1")
+    media_rule: str | None = Field(
+        None,
+        description="which token sees which picture, in place of the checkpoint's own rule: "
+        "last, last_in_prompt, until_end_of_text or legacy",
+    )
     family: str = Field(
-        "native",
+        "auto",
         validate_default=True,
-        description=f"what wrote the checkpoint: {', '.join(NEEDS)}",
+        description=f"what wrote the checkpoint: auto, {', '.join(FAMILIES)}",
     )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
@@ -107,13 +105,9 @@ class Settings(BaseSettings):
     @field_validator("family")
     @classmethod
     def check_family(cls, value: str, info: ValidationInfo) -> str:
-        if value not in NEEDS:
-            raise ValueError(f"{value!r} is not known; known: {', '.join(NEEDS)}")
         given = [name for name in PARTS if info.data.get(name) is not None]
-        if lacking := [name for name in NEEDS[value] if name not in given]:
-            raise ValueError(f"{value} needs {', '.join(lacking)}")
-        if useless := [name for name in given if name not in NEEDS[value]]:
-            raise ValueError(f"{value} has no use for {', '.join(useless)}")
+        if problem := misfit(value, given):
+            raise ValueError(problem)
         return value
 
     @field_validator("api_keys", mode="before")
@@ -123,6 +117,9 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(key for part in value.split(",") if (key := part.strip()))
         return value
+
+    def parts(self) -> Parts:
+        return Parts(**{name: getattr(self, name) for name in PARTS})
 
     def media_limits(self) -> MediaLimits:
         return MediaLimits(

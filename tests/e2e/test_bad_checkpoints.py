@@ -124,7 +124,7 @@ def test_one_line_says_what_is_wrong(
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("luodian/OTTER-Image-MPT7B", "is of the family otter, which this version cannot load"),
+        ("meta-llama/Llama-3.2-11B-Vision", "is of the family mllama, which this version cannot"),
         ("nobody/nothing", "nor a published one: see `flamingo models`"),
     ],
 )

@@ -64,7 +64,7 @@ def test_greedy_answers_are_the_references(
         ({"lm": None, "vision": None}, "openflamingo needs lm, vision"),
         ({"cross_attention_interval": None}, "openflamingo needs cross_attention_interval"),
         ({"family": "native"}, "native has no use for lm, vision, cross_attention_interval"),
-        ({"family": "openflamenco"}, "'openflamenco' is not known; known: native, openflamingo, "),
+        ({"family": "openflamenco"}, "'openflamenco' is not known; known: auto, native, idefics, "),
         ({"cross_attention_interval": 0}, "greater than 0"),
     ],
 )

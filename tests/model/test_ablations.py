@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from flamingo_model.attention import no_media
-from flamingo_model.config import FlamingoConfig, ResamplerConfig, VisionConfig
+from flamingo_model.config import FlamingoConfig, ResamplerConfig
 from flamingo_model.cross_attention import media_mask
 from flamingo_model.flamingo import Flamingo
 from flamingo_model.resampler import PerceiverResampler, TransformerLayer, build_resampler
+from flamingo_model.vision_config import VisionConfig
 from forward import IMAGE, Cached, bare, dense, document, look, pictures, run
 from tiny import tiny_config, tiny_model
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flamingo_model.attention import DenseSelfAttention
+from flamingo_model.positions import Reach
 from forward import IMAGE, Cached, Chunk, dense, document, pictures
 from tiny import tiny_model
 
@@ -164,7 +165,7 @@ def test_a_bfloat16_model_agrees_on_both_ways_and_its_logits_are_float32() -> No
 
 def test_packed_documents_do_not_see_each_other() -> None:
     q, k, v = torch.randn(3, 1, 5, 2, 8, generator=torch.Generator().manual_seed(0))
-    packed = DenseSelfAttention(1, 5, torch.tensor([[0, 0, 1, 1, 1]]))(0, q, k, v)
-    first = DenseSelfAttention(1, 2)(0, q[:, :2], k[:, :2], v[:, :2])
-    second = DenseSelfAttention(1, 3)(0, q[:, 2:], k[:, 2:], v[:, 2:])
+    packed = DenseSelfAttention(1, 5, Reach(), torch.tensor([[0, 0, 1, 1, 1]]))(0, q, k, v)
+    first = DenseSelfAttention(1, 2, Reach())(0, q[:, :2], k[:, :2], v[:, :2])
+    second = DenseSelfAttention(1, 3, Reach())(0, q[:, 2:], k[:, 2:], v[:, 2:])
     close(packed, torch.cat([first, second], dim=1))

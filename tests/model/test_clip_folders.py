@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from flamingo_model.checkpoints.clip import hf_config, read_clip
 from flamingo_model.checkpoints.weights import CheckpointError
-from flamingo_model.config import VisionConfig
 from flamingo_model.vision import build_vision
+from flamingo_model.vision_config import VisionConfig
 from golden_sets import GOLDEN
 
 CLIP = GOLDEN / "of_clip_vit"
@@ -164,7 +164,7 @@ def test_only_a_clip_tower_needs_transformers() -> None:
     program = (
         "import sys; sys.modules['transformers'] = None\n"
         "from flamingo_model.checkpoints.native import EMBEDDED, load_native\n"
-        "from flamingo_model.config import VisionConfig\n"
+        "from flamingo_model.vision_config import VisionConfig\n"
         "from flamingo_model.vision import build_vision\n"
         "load_native(EMBEDDED)\n"
         "build_vision(VisionConfig(32, 48, 'clip'))\n"

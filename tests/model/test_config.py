@@ -14,8 +14,8 @@ from flamingo_model.config import (
     DecoderConfig,
     FlamingoConfig,
     SpecialTokens,
-    VisionConfig,
 )
+from flamingo_model.vision_config import VisionConfig
 from tiny import tiny_config
 
 

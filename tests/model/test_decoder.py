@@ -12,7 +12,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM
 from flamingo_model.attention import DenseSelfAttention
 from flamingo_model.config import DecoderConfig
 from flamingo_model.decoder import Decoder
-from flamingo_model.positions import rotary, rotate
+from flamingo_model.positions import reach, rotary, rotate
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8], [2, 7, 1, 8, 2, 8, 1, 8, 2, 8, 4, 5]])
 POSITIONS = torch.arange(12).expand(2, 12)
@@ -88,7 +88,9 @@ def theirs(decoder: Decoder) -> PreTrainedModel:
 
 
 def logits(decoder: Decoder, ids: Tensor, positions: Tensor) -> Tensor:
-    return decoder.logits(decoder(ids, positions, DenseSelfAttention(*ids.shape)))
+    return decoder.logits(
+        decoder(ids, positions, DenseSelfAttention(*ids.shape, reach(decoder.config)))
+    )
 
 
 @pytest.mark.parametrize("attention_bias", [True, False], ids=["qwen2", "llama"])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flamingo_model.attention import DenseSelfAttention, no_media
+from flamingo_model.positions import reach
 from forward import IMAGE, bare, dense, look, pictures, run
 from tiny import tiny_model
 
@@ -74,7 +75,7 @@ def test_closing_the_attention_gate_alone_makes_pictures_invisible() -> None:
 def test_blocks_stand_before_the_first_and_every_nth_layer(interval: int) -> None:
     model = tiny_model(interval=interval)
     blocks, layers = [], []
-    self_attend = DenseSelfAttention(1, len(TEXT))
+    self_attend = DenseSelfAttention(1, len(TEXT), reach(model.config.decoder))
 
     def remember(block: int, q: Tensor) -> Tensor:
         blocks.append((block, len(layers)))

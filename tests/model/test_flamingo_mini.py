@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from flamingo_model.attention import DenseCrossAttention, no_media
-from flamingo_model.checkpoints.flamingo_mini import load_flamingo_mini
+from flamingo_model.checkpoints.flamingo_mini import open_flamingo_mini
 from flamingo_model.checkpoints.native import load_native, save_native
 from flamingo_model.checkpoints.weights import CheckpointError
 from flamingo_model.cross_attention import CrossAttend, last_marked_media, media_mask
@@ -29,7 +29,7 @@ from flamingo_model.flamingo import Flamingo
 from flamingo_model.media import to_pixels
 from flamingo_model.prompt import MediaPart, Part, PromptError, PromptRenderer, TextPart
 from forward import Cached, Chunk, run
-from golden_sets import GOLDEN, GoldenSet
+from golden_sets import GOLDEN, GoldenSet, model_and_tokenizer
 
 FOLDER = GOLDEN / "fm_opt"
 SET = GoldenSet(FOLDER)
@@ -42,7 +42,7 @@ PICTURES = sorted((GOLDEN / "preprocess" / "images").glob("*.png"))
 
 @cache
 def loaded() -> tuple[Flamingo, Tokenizer]:
-    return load_flamingo_mini(FOLDER / "model", FOLDER / "lm", FOLDER / "clip")
+    return model_and_tokenizer(open_flamingo_mini(FOLDER / "model", FOLDER / "lm", FOLDER / "clip"))
 
 
 @cache
@@ -234,7 +234,7 @@ def change(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
 
 
 def load(folder: Path) -> tuple[Flamingo, Tokenizer]:
-    return load_flamingo_mini(folder / "model", folder / "lm", folder / "clip")
+    return model_and_tokenizer(open_flamingo_mini(folder / "model", folder / "lm", folder / "clip"))
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_the_tokenizer_may_lie_elsewhere(tmp_path: Path) -> None:
     (folder / "lm" / "tokenizer.json").unlink()
     (folder / "lm" / "vocab.json").unlink()
     places = (folder / name for name in ("model", "lm", "clip"))
-    _, tokenizer = load_flamingo_mini(*places, tokenizer=moved)
+    tokenizer = open_flamingo_mini(*places, tokenizer=moved).tokenizer
     assert tokenizer.get_vocab() == loaded()[1].get_vocab()
 
 

@@ -15,12 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from flamingo_model.attention import DenseCrossAttention, no_media
-from flamingo_model.checkpoints.idefics import load_idefics
+from flamingo_model.checkpoints.idefics import open_idefics
 from flamingo_model.cross_attention import MEDIA_RULES, CrossAttend, MarkIds, media_mask
 from flamingo_model.flamingo import Flamingo
 from flamingo_model.media import to_pixels
 from flamingo_model.prompt import MediaPart, Part, TextPart, build_renderer
 from forward import Cached, Chunk, run
+from golden_sets import model_and_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDER = GOLDEN / "idefics_qkln"
@@ -29,7 +30,7 @@ RULE = MEDIA_RULES["until_end_of_text"]
 MARKS = MarkIds(frozenset({META["image_token_id"]}), end_of_text=2)
 NUM_NEW = 12
 
-MODEL, TOKENIZER = load_idefics(FOLDER)
+MODEL, TOKENIZER = model_and_tokenizer(open_idefics(FOLDER))
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,14 @@ def test_prompts_are_rendered_as_the_processor_does(row: Row) -> None:
     assert rendered.generated_media == rendered.media_index[-1]
 
 
+def test_neither_token_around_a_picture_is_ever_answered() -> None:
+    marker = build_renderer(TOKENIZER, MODEL.config).marker
+    assert marker.never_answered == {META["image_token_id"], META["fake_token_id"]}
+    assert marker.ids == {META["image_token_id"]}
+
+
 def test_half_precision_reaches_the_tower_too() -> None:
-    model, _ = load_idefics(FOLDER, dtype=torch.bfloat16)
+    model = open_idefics(FOLDER).load(dtype=torch.bfloat16)
     assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.bfloat16}
     features = model.vision(ROWS[0].pixels[:, 0].bfloat16())
     assert features.dtype == torch.bfloat16

@@ -15,14 +15,15 @@ from torch import Tensor
 
 from flamingo_model.attention import DenseCrossAttention
 from flamingo_model.checkpoints.idefics import convert, idefics_config
-from flamingo_model.checkpoints.load import load_checkpoint
 from flamingo_model.checkpoints.native import save_native
+from flamingo_model.checkpoints.opening import open_checkpoint
 from flamingo_model.checkpoints.weights import CheckpointError
 from flamingo_model.config import SpecialTokens
 from flamingo_model.cross_attention import MEDIA_RULES, MarkIds, media_mask
 from flamingo_model.flamingo import Flamingo
 from flamingo_model.prompt import MediaPart, PromptError, TextPart, build_renderer
 from forward import run
+from golden_sets import model_and_tokenizer
 
 VALUES: dict[str, Any] = {
     "model_type": "idefics",
@@ -83,7 +84,7 @@ def their_model(values: dict[str, Any]) -> hf.IdeficsForVisionText2Text:
 def our_model(values: dict[str, Any], weights: dict[str, Tensor]) -> Flamingo:
     with torch.device("meta"):
         model = Flamingo(idefics_config(values, {}, "tiny", SpecialTokens()))
-    model.load_state_dict(convert(weights, model, "the state dict"), assign=True)
+    model.load_state_dict(convert(weights, model.config, "the state dict"), assign=True)
     return model.eval()
 
 
@@ -142,12 +143,12 @@ def folder(tmp_path: Path) -> Path:
 
 def refused(folder: Path, *named: str) -> None:
     with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(folder)
+        open_checkpoint(folder)
     assert all(name in str(caught.value) for name in (str(folder), *named)), str(caught.value)
 
 
 def test_one_file_loads_and_is_named_after_its_folder(folder: Path) -> None:
-    model, tokenizer = load_checkpoint(folder)
+    model, tokenizer = model_and_tokenizer(open_checkpoint(folder))
     assert model.config.name == folder.name
     assert model.config.decoder.vocab_size == tokenizer.get_vocab_size() == 63
     assert not model.training and not any(p.requires_grad for p in model.parameters())
@@ -155,26 +156,26 @@ def test_one_file_loads_and_is_named_after_its_folder(folder: Path) -> None:
 
 
 def test_it_can_be_kept_as_a_native_checkpoint(folder: Path, tmp_path: Path) -> None:
-    model, tokenizer = load_checkpoint(folder)
+    model, tokenizer = model_and_tokenizer(open_checkpoint(folder))
     save_native(model, tokenizer, tmp_path / "native", torch.float32)
-    again, _ = load_checkpoint(tmp_path / "native")
+    again = open_checkpoint(tmp_path / "native").load()
     pixels = torch.randn(1, 1, 3, 16, 16)
     assert again.config == model.config
     assert torch.equal(again.encode_media(pixels), model.encode_media(pixels))
 
 
 def test_only_instructed_models_end_utterances(folder: Path) -> None:
-    assert load_checkpoint(folder)[0].config.tokens.end_of_chunk == "<end_of_utterance>"
+    assert open_checkpoint(folder).load().config.tokens.end_of_chunk == "<end_of_utterance>"
     tiny_tokenizer(is_instructed=False).save(str(folder / "tokenizer.json"))
     expected = SpecialTokens("<image>", "</s>", "</s>", begin="<s>", image_style="idefics")
-    assert load_checkpoint(folder)[0].config.tokens == expected
+    assert open_checkpoint(folder).load().config.tokens == expected
 
 
 def test_rotary_frequencies_of_older_files_are_passed_over(tmp_path: Path) -> None:
     weights = weights_of(VALUES)
     for place in ("layers.0.self_attn", "gated_cross_attn_layers.0.cross_attn"):
         weights[f"model.{place}.rotary_emb.inv_freq"] = torch.ones(6)
-    load_checkpoint(save(tmp_path, VALUES, weights))
+    open_checkpoint(save(tmp_path, VALUES, weights))
 
 
 def test_what_is_missing_left_over_and_misshapen_is_named(tmp_path: Path) -> None:
@@ -223,7 +224,7 @@ def test_a_config_we_cannot_follow_is_refused(
 
 
 def test_a_prompt_has_a_start_and_pictures_in_a_row_share_a_fake_token(folder: Path) -> None:
-    model, tokenizer = load_checkpoint(folder)
+    model, tokenizer = model_and_tokenizer(open_checkpoint(folder))
     fake, image, end = (tokenizer.token_to_id(token) for token in ADDED)
     utterance = TextPart("<end_of_utterance>", special_tokens=True)
     parts = [MediaPart(), MediaPart(), utterance, MediaPart()]
@@ -234,20 +235,20 @@ def test_a_prompt_has_a_start_and_pictures_in_a_row_share_a_fake_token(folder: P
 
 
 def test_an_end_of_text_ends_the_view_of_the_answer_too(folder: Path) -> None:
-    model, tokenizer = load_checkpoint(folder)
+    model, tokenizer = model_and_tokenizer(open_checkpoint(folder))
     parts = [MediaPart(), TextPart("</s><end_of_utterance>", special_tokens=True)]
     prompt = build_renderer(tokenizer, model.config).render(parts)
     assert prompt.media_index == [-1, -1, 0, 0, 0, -1] and prompt.generated_media == -1
 
 
 def test_an_empty_prompt_is_refused(folder: Path) -> None:
-    model, tokenizer = load_checkpoint(folder)
+    model, tokenizer = model_and_tokenizer(open_checkpoint(folder))
     with pytest.raises(PromptError, match="the prompt is empty"):
         build_renderer(tokenizer, model.config).render([])
 
 
 def test_a_tokenizer_without_fake_tokens_is_named(folder: Path) -> None:
-    model, tokenizer = load_checkpoint(folder)
+    model, tokenizer = model_and_tokenizer(open_checkpoint(folder))
     bare = Tokenizer(models.BPE(vocab={"<image>": 0, "<s>": 1}, merges=[]))
     with pytest.raises(ValueError, match="lacks the special token <fake_token_around_image>"):
         build_renderer(bare, model.config)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from flamingo_model.checkpoints.language_models import (
@@ -29,6 +27,7 @@ from language import (
     converted,
     dense,
     deviation,
+    mosaic_logits,
     mosaic_weights,
     our_model,
     their_model,
@@ -74,42 +73,10 @@ def test_masks_have_the_four_dimensions_of_the_fast_kernel(name: str) -> None:
     assert mask is not None and mask.dim() == 4
 
 
-# MPT-1B, which transformers does not have, written out plainly.
-
-
-def mosaic_logits(weights: dict[str, Tensor], ids: list[int]) -> Tensor:
-    """One sequence, one head after the other."""
-    dim, heads = MOSAIC["d_model"], MOSAIC["n_heads"]
-    size, length = dim // heads, len(ids)
-
-    def norm(x: Tensor, name: str) -> Tensor:
-        return F.layer_norm(x, (dim,), weights[f"{name}.weight"], None, 1e-5)
-
-    x = weights["transformer.wte.weight"][ids]
-    for layer in range(MOSAIC["n_layers"]):
-        block = f"transformer.blocks.{layer}."
-        qkv = norm(x, f"{block}ln_1") @ weights[f"{block}attn.Wqkv.weight"].T
-        q, k, v = qkv[:, :dim], qkv[:, dim : 2 * dim], qkv[:, 2 * dim :]
-        q, k = norm(q, f"{block}attn.q_ln"), norm(k, f"{block}attn.k_ln")
-        outs = []
-        for head in range(heads):
-            part = slice(head * size, (head + 1) * size)
-            scores = q[:, part] @ k[:, part].T / math.sqrt(size)
-            slope = 1 / 2 ** ((head + 1) * 8 / heads)
-            for i in range(length):
-                for j in range(length):
-                    scores[i, j] = scores[i, j] - slope * (i - j) if j <= i else -math.inf
-            outs.append(scores.softmax(-1) @ v[:, part])
-        x = x + torch.cat(outs, -1) @ weights[f"{block}attn.out_proj.weight"].T
-        up = norm(x, f"{block}ln_2") @ weights[f"{block}mlp.mlp_up.weight"].T
-        x = x + F.gelu(up) @ weights[f"{block}mlp.mlp_down.weight"].T
-    return norm(x, "transformer.ln_f") @ weights["transformer.wte.weight"].T
-
-
 @torch.no_grad()
 def test_mpt_1b_is_as_written() -> None:
     weights = mosaic_weights()
-    expected = torch.stack([mosaic_logits(weights, row) for row in IDS.tolist()])
+    expected = torch.stack([mosaic_logits(MOSAIC, weights, row) for row in IDS.tolist()])
     assert deviation(dense(our_model(MOSAIC, weights), IDS), expected) < 1e-5
 
 

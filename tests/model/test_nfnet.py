@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flamingo_model.config import NFNET_BLOCKS, VisionConfig
 from flamingo_model.nfnet import NFNet, ScaledConv, SqueezeExcite, pad_same, scaled_gelu
 from flamingo_model.vision import build_vision
+from flamingo_model.vision_config import NFNET_BLOCKS, VisionConfig
 
 TINY = VisionConfig(
     64, dim=96, kind="nfnet", widths=(16, 32, 48, 48), blocks=(1, 2, 3, 1), group_width=8

@@ -17,12 +17,13 @@ from flamingo_model.checkpoints.native import load_native, save_native
 from flamingo_model.checkpoints.openflamingo import (
     Trained,
     flamingo_config,
-    load_openflamingo,
+    open_openflamingo,
 )
 from flamingo_model.checkpoints.weights import CheckpointError
-from flamingo_model.config import DecoderConfig, SpecialTokens, VisionConfig
+from flamingo_model.config import DecoderConfig, SpecialTokens
 from flamingo_model.flamingo import Flamingo
-from golden_sets import GOLDEN
+from flamingo_model.vision_config import VisionConfig
+from golden_sets import GOLDEN, model_and_tokenizer
 
 SET = GOLDEN / "of_neox_x2"
 CLIP = GOLDEN / "of_clip_vit" / "hf"
@@ -42,7 +43,7 @@ def expected() -> Weights:
 
 
 def load(checkpoint: Path, lm: Path = SET / "lm", vision: Path = CLIP, every: int = 2) -> Flamingo:
-    return load_openflamingo(checkpoint, lm, vision, every)[0]
+    return open_openflamingo(checkpoint, lm, vision, every).load()
 
 
 def saved(folder: Path, state: Any) -> Path:
@@ -211,7 +212,9 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
 
 
 def test_the_vocabulary_shrinks_to_the_tokenizer() -> None:
-    model, tokenizer = load_openflamingo(SET / "checkpoint.pt", SET / "lm", CLIP, 2)
+    model, tokenizer = model_and_tokenizer(
+        open_openflamingo(SET / "checkpoint.pt", SET / "lm", CLIP, 2)
+    )
     added = [tokenizer.token_to_id(t) for t in ("<|endofchunk|>", "<image>", "<PAD>")]
     assert added == [500, 501, 502] and model.config.decoder.vocab_size == 503
     assert len(model.decoder.embed.weight) == len(model.decoder.head.weight) == 503
@@ -219,7 +222,9 @@ def test_the_vocabulary_shrinks_to_the_tokenizer() -> None:
 
 def test_a_tokenizer_with_padding_gets_no_other() -> None:
     folder = GOLDEN / "of_opt_x1"
-    model, tokenizer = load_openflamingo(folder / "checkpoint.pt", folder / "lm", CLIP, 1)
+    model, tokenizer = model_and_tokenizer(
+        open_openflamingo(folder / "checkpoint.pt", folder / "lm", CLIP, 1)
+    )
     assert tokenizer.token_to_id("<PAD>") is None and model.config.decoder.vocab_size == 502
 
 
@@ -255,7 +260,9 @@ def test_tokens_that_a_head_never_learned_are_never_chosen(
 
 
 def test_it_may_be_saved_as_a_native_checkpoint(tmp_path: Path, expected: Weights) -> None:
-    model, tokenizer = load_openflamingo(SET / "checkpoint.pt", SET / "lm", CLIP, 2)
+    model, tokenizer = model_and_tokenizer(
+        open_openflamingo(SET / "checkpoint.pt", SET / "lm", CLIP, 2)
+    )
     save_native(model, tokenizer, tmp_path, torch.float32)
     again, _ = load_native(tmp_path)
     assert again.config == model.config

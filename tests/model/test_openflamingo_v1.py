@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from flamingo_model.checkpoints.openflamingo_v1 import load_openflamingo_v1, never_said
+from flamingo_model.checkpoints.openflamingo_v1 import never_said, open_openflamingo_v1
 from flamingo_model.checkpoints.weights import CheckpointError
 from flamingo_model.flamingo import Flamingo
 from flamingo_server.checkpoints import load_checkpoint
 from flamingo_server.config import Settings
 from forward import dense
+from golden_sets import model_and_tokenizer
 from published import (
     LLAMA,
     OPEN_FLAMINGO,
@@ -51,7 +52,7 @@ class Written:
         lm = write_lm(self.folder / "lm", LLAMA, known, self.num_known)
         clip = write_clip(self.folder / "clip", self.model)
         torch.save(self.trained, self.file)
-        self.loaded = load_openflamingo_v1(self.file, lm, clip, lora, INTERVAL)
+        self.loaded = model_and_tokenizer(open_openflamingo_v1(self.file, lm, clip, INTERVAL, lora))
         return self.loaded[0]
 
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from flamingo_model.checkpoints.otter import load_otter, load_otter_weights
+from flamingo_model.checkpoints.otter import open_otter, open_otter_weights
 from flamingo_model.checkpoints.weights import CheckpointError
 from flamingo_model.flamingo import Flamingo
 from flamingo_server.checkpoints import load_checkpoint
 from flamingo_server.config import Settings
 from forward import dense
+from golden_sets import model_and_tokenizer
 from published import (
     CLIP,
     LLAMA,
@@ -79,13 +80,13 @@ def assert_same_logits(found: Flamingo, expected: Flamingo, num_frames: int = 1)
 
 def refused(said: str, written: Written, **changes: Any) -> None:
     with pytest.raises(CheckpointError, match=re.escape(said)):
-        load_otter(written.write(**changes))
+        open_otter(written.write(**changes))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_is_the_model_it_was_written_from(tmp_path: Path, kind: str) -> None:
     written = Written(tmp_path, kind)
-    model, _ = load_otter(written.write())
+    model = open_otter(written.write()).load()
     assert_same_logits(model, written.model)
     assert model.config.vision.transform == "clip"
 
@@ -102,18 +103,18 @@ def test_final_weights_are_that_model_over_the_ones_beneath(tmp_path: Path, kind
     beneath = {name: tensor.clone() for name, tensor in beneath.items()}
     lm = write_lm(tmp_path / "lm", written.text, beneath, written.num_known)
     torch.save(written.trained(), tmp_path / "final_weights.pt")
-    model, _ = load_otter_weights(
+    opened = open_otter_weights(
         tmp_path / "final_weights.pt",
         lm,
         write_clip(tmp_path / "clip", written.model),
         KINDS[kind][1],
     )
-    assert_same_logits(model, written.model, num_frames=3)
+    assert_same_logits(opened.load(), written.model, num_frames=3)
 
 
 def test_a_films_frames_have_their_embeddings(tmp_path: Path) -> None:
     written = Written(tmp_path, num_frames=4)
-    model, _ = load_otter(written.write(max_num_frames=4))
+    model = open_otter(written.write(max_num_frames=4)).load()
     assert_same_logits(model, written.model, num_frames=4)
     frames = written.state["perceiver.frame_embs"]
     assert torch.equal(model.resampler.time(3), frames[:3].unsqueeze(1))
@@ -121,7 +122,7 @@ def test_a_films_frames_have_their_embeddings(tmp_path: Path) -> None:
 
 def test_a_still_picture_is_frame_one_of_a_film(tmp_path: Path) -> None:
     written = Written(tmp_path, num_frames=4)
-    model, _ = load_otter(written.write())
+    model = open_otter(written.write()).load()
     assert model.config.resampler.num_time_embeddings == 4
     assert_same_logits(model, written.model)
 
@@ -139,12 +140,12 @@ def test_shards_and_safetensors_are_the_same_folder(tmp_path: Path) -> None:
         save_file({name: written.state[name] for name in own}, folder / shard)
     index = {"weight_map": {name: shard for shard, own in shards.items() for name in own}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert_same_logits(load_otter(folder)[0], written.model)
+    assert_same_logits(open_otter(folder).load(), written.model)
 
 
 def test_tokens_stand_in_otters_order(tmp_path: Path) -> None:
     written = Written(tmp_path)
-    model, tokenizer = load_otter(written.write())
+    model, tokenizer = model_and_tokenizer(open_otter(written.write()))
     ids = [tokenizer.token_to_id(t) for t in ("<|endofchunk|>", "<image>", "<answer>")]
     assert ids == [written.num_known + i for i in range(3)]
     assert model.config.tokens.end_of_text == "<|endofchunk|>"
@@ -153,7 +154,7 @@ def test_tokens_stand_in_otters_order(tmp_path: Path) -> None:
 
 def test_openflamingo_in_this_form_has_no_answer_token(tmp_path: Path) -> None:
     written = Written(tmp_path)
-    tokenizer = load_otter(written.write(model_type="flamingo"))[1]
+    tokenizer = open_otter(written.write(model_type="flamingo")).tokenizer
     added_ids = [tokenizer.token_to_id(t) for t in ("<image>", "<PAD>", "<answer>")]
     assert added_ids == [written.num_known + 1, written.num_known + 2, None]
 
@@ -169,7 +170,7 @@ def test_the_tokenizer_may_lie_elsewhere(tmp_path: Path) -> None:
     written = Written(tmp_path / "otter")
     folder = written.write()
     (folder / "tokenizer.json").rename(tmp_path / "tokenizer.json")
-    assert_same_logits(load_otter(folder, tmp_path)[0], written.model)
+    assert_same_logits(open_otter(folder, tmp_path).load(), written.model)
 
 
 def test_duplicates_of_a_live_model_are_no_leftovers(tmp_path: Path) -> None:
@@ -181,7 +182,7 @@ def test_duplicates_of_a_live_model_are_no_leftovers(tmp_path: Path) -> None:
         if ".gated_cross_attn_layer." in name:
             copy = short.replace("old_decoder_blocks", "gated_cross_attn_layers")
             written.state[copy.replace(".gated_cross_attn_layer.", ".")] = tensor
-    assert_same_logits(load_otter(written.write())[0], written.model)
+    assert_same_logits(open_otter(written.write()).load(), written.model)
 
 
 def test_harmless_tensors_are_passed_over(tmp_path: Path) -> None:
@@ -190,7 +191,7 @@ def test_harmless_tensors_are_passed_over(tmp_path: Path) -> None:
     written.state["vision_encoder.vision_model.post_layernorm.weight"] = torch.ones(48)
     name = f"{KEY}.decoder_layer.self_attn.rotary_emb.inv_freq"
     written.state[name] = torch.ones(4)
-    load_otter(written.write())
+    open_otter(written.write())
 
 
 @pytest.mark.parametrize(
@@ -247,7 +248,7 @@ def test_a_config_that_makes_no_model_is_refused(
 def test_mpt_may_be_told_by_its_class_alone(tmp_path: Path) -> None:
     written = Written(tmp_path, "mpt")
     text = written.values["text_config"] | {"model_type": ""}
-    assert_same_logits(load_otter(written.write(text_config=text))[0], written.model)
+    assert_same_logits(open_otter(written.write(text_config=text)).load(), written.model)
 
 
 # ---- low-rank updates
@@ -285,9 +286,9 @@ def test_low_rank_updates_are_merged(tmp_path: Path, kind: str, targets: tuple[s
         up = state[f"{module}.lora_B.default.weight"]
         merged.state[name] = written.state[name] + 16 / 2 * (up @ down)
     written.state = state
-    found = load_otter(written.write(lora_config={"r": 2, "lora_alpha": 16}))[0]
+    found = open_otter(written.write(lora_config={"r": 2, "lora_alpha": 16})).load()
     assert len(changed) == 4 * len(targets)
-    assert_same_logits(found, load_otter(merged.write())[0])
+    assert_same_logits(found, open_otter(merged.write()).load())
 
 
 def test_low_rank_updates_without_their_scale_are_refused(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flamingo_model.config import VisionConfig
 from flamingo_model.vision import ResidualBlock, build_vision
+from flamingo_model.vision_config import VisionConfig
 
 
 @pytest.mark.parametrize("image_size", [1, 15, 16, 17, 33])

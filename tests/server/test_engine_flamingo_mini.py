@@ -9,7 +9,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from fakes import Answer, drive, submit
-from flamingo_model.checkpoints.flamingo_mini import load_flamingo_mini
+from flamingo_model.checkpoints.flamingo_mini import open_flamingo_mini
 from flamingo_model.flamingo import Flamingo
 from flamingo_model.media import to_pixels
 from flamingo_model.prompt import MediaPart, Part, PromptRenderer, TextPart
@@ -17,7 +17,7 @@ from flamingo_server.engine.engine import Engine
 from flamingo_server.engine.limits import EngineLimits
 from flamingo_server.engine.request import Media, Prompt, Sampling
 from flamingo_server.engine.runner import Runner
-from golden_sets import GOLDEN, GoldenSet
+from golden_sets import GOLDEN, GoldenSet, model_and_tokenizer
 
 SET = GoldenSet(GOLDEN / "fm_opt")
 CASES = [*SET.meta["cases"]]
@@ -25,7 +25,9 @@ CASES = [*SET.meta["cases"]]
 
 @cache
 def loaded() -> tuple[Flamingo, Tokenizer]:
-    return load_flamingo_mini(*(SET.folder / name for name in ("model", "lm", "clip")))
+    return model_and_tokenizer(
+        open_flamingo_mini(*(SET.folder / name for name in ("model", "lm", "clip")))
+    )
 
 
 def new_engine() -> Engine:

@@ -10,18 +10,19 @@ import pytest
 from PIL import Image
 
 from fakes import Answer, drive, submit
-from flamingo_model.checkpoints.load import load_checkpoint
+from flamingo_model.checkpoints.opening import open_checkpoint
 from flamingo_model.media import media_digest, to_pixels
 from flamingo_model.prompt import MediaPart, TextPart, build_renderer
 from flamingo_server.engine.engine import Engine
 from flamingo_server.engine.limits import EngineLimits
 from flamingo_server.engine.request import Media, Prompt, Sampling
 from flamingo_server.engine.runner import Runner
+from golden_sets import model_and_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDER = GOLDEN / "idefics_qkln"
 CASES = json.loads((FOLDER / "golden" / "meta.json").read_text())["cases"]
-MODEL, TOKENIZER = load_checkpoint(FOLDER)
+MODEL, TOKENIZER = model_and_tokenizer(open_checkpoint(FOLDER))
 
 
 def media(name: str) -> Media:

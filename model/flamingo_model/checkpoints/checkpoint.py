@@ -14,11 +14,9 @@ from torch import Tensor, nn
 
 from ..config import FlamingoConfig
 from ..flamingo import Flamingo
-from .weights import CheckpointError, Weights, check
+from .weights import CheckpointError, Weights, check, check_depth
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-MANY = 1000  # layers, which are soon built
 
 
 def pick_dtype(name: str, device: str) -> torch.dtype:
@@ -39,16 +37,7 @@ class Checkpoint:
 
     def empty(self) -> Flamingo:
         """The network without data, once the weights are known to be exactly its own."""
-        config = self.config
-        layers = max(config.decoder.num_layers, config.resampler.num_layers, *config.vision.blocks)
-        if layers > max(len(self.weights.layout), MANY):  # building so many may not end
-            raise CheckpointError(f"{self.where}: fewer tensors than the {layers} layers it claims")
-        try:
-            with torch.device("meta"):
-                model = Flamingo(self.config)
-        except (RuntimeError, ValueError, TypeError, OverflowError, ZeroDivisionError) as error:
-            message = f"{self.where}: no network has the sizes of its config.json: {error}"
-            raise CheckpointError(message) from error
+        model = empty_model(self.config, len(self.weights.layout), self.where)
         check(self.weights.layout, model, self.where)
         return model
 
@@ -71,6 +60,20 @@ class Checkpoint:
             else:
                 place(model, name, tensor.to(device=device, dtype=dtype, copy=True))
         return model.to(device).eval().requires_grad_(False)  # computed buffers move, too
+
+
+def empty_model(config: FlamingoConfig, num_tensors: int, where: str) -> Flamingo:
+    """Without data, and only for as many layers as `num_tensors` may fill; else CheckpointError."""
+    layers = max(config.decoder.num_layers, config.resampler.num_layers, *config.vision.blocks)
+    check_depth(max(layers, config.vision.num_layers), num_tensors, where)
+    try:
+        with torch.device("meta"):
+            return Flamingo(config)
+    except ImportError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+    except (RuntimeError, ValueError, TypeError, OverflowError, ZeroDivisionError) as error:
+        message = f"{where}: no network has the sizes of its config.json: {error}"
+        raise CheckpointError(message) from error
 
 
 def place(model: nn.Module, name: str, tensor: Tensor) -> None:

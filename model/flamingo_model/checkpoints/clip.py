@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ..clip import ClipTower
-from ..config import VisionConfig
-from .weights import CheckpointError, complain, mismatches, read_folder, read_tensors
+from ..vision_config import VisionConfig
+from .files import open_file, open_model
+from .weights import CheckpointError, check_depth, complain, mismatches
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -51,13 +52,14 @@ OPEN_CLIP_LAYER = {
 
 
 def read_clip(folder: Path) -> tuple[VisionConfig, dict[str, Tensor]]:
-    """The tower's config and its weights under our names; raises CheckpointError."""
+    """The tower's config and its weights, lazy, under our names; raises CheckpointError."""
     is_open_clip = any((folder / name).is_file() for name in OPEN_CLIP_WEIGHTS)
     read_config, read_weights = (
         (open_clip_config, open_clip_weights) if is_open_clip else (hf_config, hf_weights)
     )
     config = checked(folder, read_config)
     weights, leftover = read_weights(folder)
+    check_depth(config.num_layers, len(weights), str(folder))
     with torch.device("meta"):
         expected = ClipTower(config).state_dict()
     problems = mismatches(weights, expected)
@@ -95,7 +97,7 @@ def hf_config(folder: Path) -> VisionConfig:
 
 def hf_weights(folder: Path) -> tuple[dict[str, Tensor], set[str]]:
     weights, leftover = dict[str, Tensor](), set[str]()
-    for name, tensor in read_folder(folder).items():
+    for name, tensor in open_model(folder).items():
         if name.startswith("vision_model.") and not is_any(name, HARMLESS):
             weights[name.removeprefix("vision_model.")] = tensor
         elif not is_any(name, HARMLESS):
@@ -128,7 +130,7 @@ def open_clip_config(folder: Path) -> VisionConfig:
 def open_clip_weights(folder: Path) -> tuple[dict[str, Tensor], set[str]]:
     path = next(folder / name for name in OPEN_CLIP_WEIGHTS if (folder / name).is_file())
     weights, leftover = dict[str, Tensor](), set[str]()
-    for name, tensor in read_tensors(path).items():
+    for name, tensor in open_file(path).items():
         if is_any(name, OPEN_CLIP_HARMLESS):
             continue
         if found := from_open_clip(name.removeprefix("visual."), tensor):

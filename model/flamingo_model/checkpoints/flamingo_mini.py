@@ -20,15 +20,17 @@ from ..config import (
     FlamingoConfig,
     ResamplerConfig,
     SpecialTokens,
-    VisionConfig,
 )
-from ..flamingo import Flamingo
+from ..vision_config import VisionConfig
+from .beneath import read_json
+from .checkpoint import Checkpoint, empty_model
 from .clip import read_clip
+from .files import open_model
 from .key_map import KeyMap
 from .language_models import decoder_config, family
+from .lazy import Recipes
 from .native import read_tokenizer
-from .openflamingo import read_json
-from .weights import CheckpointError, complain, mismatches, read_folder
+from .weights import CheckpointError, complain, mismatches
 
 IMAGE, END_OF_CHUNK = "<image>", "<EOC>"
 ACTIVATIONS = {"sqrelu": "squared_relu", "gelu": "gelu"}
@@ -72,39 +74,28 @@ BEGIN = {"opt": "</s>", "gpt2": None}  # before every prompt, by the language mo
 Weights = dict[str, Tensor]
 
 
-def load_flamingo_mini(
-    folder: Path,
-    lm: Path,
-    vision: Path,
-    tokenizer: Path | None = None,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> tuple[Flamingo, Tokenizer]:
-    """The model, in evaluation mode and without gradients, and its tokenizer.
-
-    `folder` is the checkpoint, `lm` the language model (its config.json, no weights) with its
+def open_flamingo_mini(
+    folder: Path, lm: Path, vision: Path, tokenizer: Path | None = None
+) -> Checkpoint:
+    """`folder` is the checkpoint, `lm` the language model (its config.json, no weights) with its
     tokenizer, unless that lies elsewhere, `vision` the CLIP. Raises CheckpointError for anything
     missing, left over or misshapen.
     """
     values, language = read_json(folder / "config.json"), read_json(lm / "config.json")
     read = load_tokenizer(tokenizer or lm)
-    theirs = read_folder(folder)
+    theirs = open_model(folder)
     tower, vision_weights = read_clip(vision)
     try:
-        config = flamingo_config(folder.resolve().name, values, language, tower)
+        config = flamingo_config(folder.absolute().name, values, language, tower)
         config = replace(config, decoder=with_head(config.decoder, theirs))
         config = replace(config, tokens=special_tokens(language, read))
         check_rows(read, config.decoder.vocab_size)
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder} with {lm}: {error}") from error
-    weights = Saved(config, family(language).keys).read(theirs, str(folder))
+    expected = empty_model(config, len(theirs), str(folder)).state_dict()
+    weights = Saved(config, family(language).keys, expected).read(theirs, str(folder))
     weights |= {f"vision.{k}": v for k, v in vision_weights.items()}
-    with torch.device("meta"):
-        model = Flamingo(config)
-    model.load_state_dict(
-        {k: v.to(device=device, dtype=dtype) for k, v in weights.items()}, assign=True
-    )
-    return model.to(device).eval().requires_grad_(False), read
+    return Checkpoint(config, read, Recipes(weights), str(folder))
 
 
 # ---- configs
@@ -142,6 +133,7 @@ def flamingo_config(
             norm_media=False,
         ),
         decoder=replace(decoder, vocab_size=decoder.vocab_size + 1),
+        templates="flamingo_mini",
     )
 
 
@@ -233,10 +225,11 @@ class Origin:
 class Saved:
     """The tensors of a checkpoint under our names."""
 
-    def __init__(self, config: FlamingoConfig, keys: KeyMap) -> None:
+    def __init__(
+        self, config: FlamingoConfig, keys: KeyMap, expected: Mapping[str, Tensor]
+    ) -> None:
         self.config, self.keys = config, within(keys)
-        with torch.device("meta"):
-            self.shapes = {k: v.shape for k, v in Flamingo(config).state_dict().items()}
+        self.shapes = {k: v.shape for k, v in expected.items()}
         self.origins = {
             ours: Origin(names, self.shapes[ours])
             for ours, names in self.added()

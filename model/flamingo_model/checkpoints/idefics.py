@@ -16,11 +16,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from ..config import DecoderConfig, FlamingoConfig, SpecialTokens, build
-from ..flamingo import Flamingo
+from .checkpoint import Checkpoint, empty_model
+from .files import open_model
 from .language_configs import Fields, Values, read_llama
 from .language_models import LLAMA
+from .lazy import Recipes
 from .native import check_tokenizer, read_tokenizer
-from .weights import CheckpointError, complain, read_folder
+from .weights import CheckpointError, complain
 
 FILES = ("config.json", "tokenizer.json")
 END_OF_UTTERANCE = "<end_of_utterance>"
@@ -109,28 +111,17 @@ ADDITIONAL = {
 """The rows of the tokens that came to LLaMA's, kept apart because they alone were trained."""
 
 
-def load_idefics(
-    folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32
-) -> tuple[Flamingo, Tokenizer]:
-    """The model, in evaluation mode and without gradients, and its tokenizer.
-
-    Raises CheckpointError for a missing file, a config we cannot follow, and any missing, leftover
-    or wrongly shaped tensor.
+def open_idefics(folder: Path) -> Checkpoint:
+    """Raises CheckpointError for a missing file, a config we cannot follow, and any missing,
+    leftover or wrongly shaped tensor.
     """
     if missing := [name for name in FILES if not (folder / name).is_file()]:
         raise CheckpointError(f"{folder} is not an IDEFICS checkpoint: it lacks {missing}")
     tokenizer = read_tokenizer(folder / "tokenizer.json")
     config = load_config(folder, special_tokens(tokenizer))
     check_tokenizer(tokenizer, config, folder / "tokenizer.json")
-    try:
-        with torch.device("meta"):
-            model = Flamingo(config)
-    except ImportError as error:
-        raise CheckpointError(f"{folder}: {error}") from error
-    weights = convert(read_folder(folder), model, str(folder))
-    weights = {k: v.to(device=device, dtype=dtype) for k, v in weights.items()}
-    model.load_state_dict(weights, assign=True)
-    return model.to(device).eval().requires_grad_(False), tokenizer
+    weights = convert(open_model(folder), config, str(folder))
+    return Checkpoint(config, tokenizer, Recipes(weights), str(folder))
 
 
 def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
@@ -147,7 +138,7 @@ def load_config(folder: Path, tokens: SpecialTokens) -> FlamingoConfig:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         shown = json.loads(pixels.read_text(encoding="utf-8")) if pixels.is_file() else {}
-        return idefics_config(values, shown, folder.resolve().name, tokens)
+        return idefics_config(values, shown, folder.absolute().name, tokens)
     except (ValueError, OSError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise CheckpointError(f"{path}: {error}") from error
 
@@ -184,6 +175,7 @@ def vision_fields(vision: Values) -> Fields:
     vision.refuse_unless(num_channels=3)
     return {
         "kind": "idefics",
+        "keep_class_token": True,
         "image_size": vision["image_size"],
         "dim": vision["embed_dim"],
         "patch_size": vision["patch_size"],
@@ -227,13 +219,13 @@ def cross_attention_fields(values: Values, decoder: DecoderConfig) -> Fields:
     }
 
 
-def convert(theirs: Mapping[str, Tensor], model: Flamingo, where: str) -> dict[str, Tensor]:
+def convert(theirs: Mapping[str, Tensor], config: FlamingoConfig, where: str) -> dict[str, Tensor]:
     """Their tensors as the model's. Raises CheckpointError naming those that do not fit."""
     table = theirs.get("model.embed_tokens.weight")
-    has_additional = table is not None and len(table) < model.config.decoder.vocab_size
+    has_additional = table is not None and len(table) < config.decoder.vocab_size
     found = dict[str, Tensor]()
     used, missing, misfits = set[str](), set[str](), set[str]()
-    for ours, expected in model.state_dict().items():
+    for ours, expected in empty_model(config, len(theirs), where).state_dict().items():
         if not expected.numel():  # time embeddings, of which IDEFICS has none
             found[ours] = torch.zeros(expected.shape)
             continue

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..config import DecoderConfig
 from ..decoder import Decoder
-from .weights import complain
+from .weights import check_depth, complain
 
 Cut = Callable[[Tensor, DecoderConfig], Sequence[Tensor]]
 
@@ -103,6 +103,7 @@ class KeyMap:
         self, theirs: Mapping[str, Tensor], config: DecoderConfig, where: str
     ) -> dict[str, Tensor]:
         """A whole model. Raises CheckpointError naming what is missing, left over or misshapen."""
+        check_depth(config.num_layers, len(theirs), where)
         with torch.device("meta"):
             expected = {k: v.shape for k, v in Decoder(config).state_dict().items()}
         found = self.translate(theirs, config)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..config import DecoderConfig, build
 from ..decoder import Decoder
+from .files import open_model
 from .key_map import Into, KeyMap, thirds, thirds_of_heads, turned, turned_thirds
 from .language_configs import (
     Fields,
@@ -26,7 +27,8 @@ from .language_configs import (
     read_mpt,
     read_opt,
 )
-from .weights import CheckpointError, read_folder
+from .lazy import real
+from .weights import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,12 @@ def load_decoder(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
         config = decoder_config(values)
     except (ValueError, OSError, AttributeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    weights = decoder_weights(values, read_folder(folder), str(folder))
+    weights = decoder_weights(values, open_model(folder), str(folder))
     with torch.device("meta"):
         decoder = Decoder(config)
-    decoder.load_state_dict({k: v.to(dtype) for k, v in weights.items()}, assign=True)
+    decoder.load_state_dict(
+        {k: real(v).to(dtype, copy=True) for k, v in weights.items()}, assign=True
+    )
     return decoder.eval().requires_grad_(False)
 
 

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer
 from ..config import FlamingoConfig
 from ..flamingo import Flamingo
 from .checkpoint import Checkpoint
-from .weights import SINGLE, CheckpointError, open_weights, weights_file
+from .files import SINGLE, open_weights, weights_file
+from .weights import CheckpointError
 from .writing import StateDict, write_folder
 
 __all__ = ["EMBEDDED", "CheckpointError", "load_native", "open_native", "save_native"]

@@ -6,15 +6,13 @@ copies that version 1 kept, and as a dump of the whole model.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 
 from ..config import (
@@ -23,18 +21,18 @@ from ..config import (
     FlamingoConfig,
     ResamplerConfig,
     SpecialTokens,
-    VisionConfig,
 )
 from ..flamingo import Flamingo
+from ..vision_config import VisionConfig
+from .beneath import LanguageModel, Weights, load_tokenizer, read_language_model, special_tokens
+from .checkpoint import Checkpoint
 from .clip import OPEN_CLIP_HARMLESS, from_open_clip, is_any, read_clip
+from .files import open_file
 from .key_map import KeyMap, Translation
-from .language_models import decoder_config, decoder_weights, family
+from .lazy import Recipes
 from .lora import merge_lora
-from .native import read_tokenizer
-from .weights import CheckpointError, as_tensors, complain, mismatches, read_folder, read_torch
+from .weights import CheckpointError, complain, mismatches
 
-END_OF_CHUNK, IMAGE, PAD = "<|endofchunk|>", "<image>", "<PAD>"
-MUTED = -1e4  # a logit nothing else falls below, and which half precision can hold
 RESAMPLER_LAYER = {
     "0.norm_media": "norm_media",
     "0.norm_latents": "norm_latents",
@@ -58,20 +56,9 @@ HARMLESS = (r"(vision_model\.)?embeddings\.position_ids",)  # of the vision enco
 COPIES = {"old_decoder_blocks": "", "gated_cross_attn_layers": "gated_cross_attn_layer."}
 GATES = {"attn_gate": "attention_gate", "ff_gate": "feed_forward_gate"}
 
-Weights = dict[str, Tensor]
 
-
-def load_openflamingo(
-    checkpoint: Path,
-    lm: Path,
-    vision: Path,
-    interval: int,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> tuple[Flamingo, Tokenizer]:
-    """The model, in evaluation mode and without gradients, and its tokenizer.
-
-    `lm` and `vision` are folders with the language model and the CLIP that the checkpoint was
+def open_openflamingo(checkpoint: Path, lm: Path, vision: Path, interval: int) -> Checkpoint:
+    """`lm` and `vision` are folders with the language model and the CLIP that the checkpoint was
     trained on, `interval` is its `cross_attn_every_n_layers`. Raises CheckpointError for anything
     missing, left over or misshapen.
     """
@@ -82,7 +69,7 @@ def load_openflamingo(
     config = flamingo_config(name_of(checkpoint), tower, base.config, interval, tokens)
     trained = Trained(config, base.keys).read(checkpoint)
     config, weights = together(config, base, vision_weights, trained)
-    return build_model(config, weights, device, dtype), tokenizer
+    return Checkpoint(config, tokenizer, Recipes(weights), str(checkpoint))
 
 
 def together(
@@ -93,17 +80,6 @@ def together(
     weights = {f"vision.{k}": v for k, v in vision.items()}
     weights |= {f"decoder.{k}": v for k, v in decoder.weights.items()} | trained
     return replace(config, decoder=decoder.config), weights
-
-
-def build_model(
-    config: FlamingoConfig, weights: Weights, device: str, dtype: torch.dtype
-) -> Flamingo:
-    with torch.device("meta"):
-        model = Flamingo(config)
-    model.load_state_dict(
-        {k: v.to(device=device, dtype=dtype) for k, v in weights.items()}, assign=True
-    )
-    return model.to(device).eval().requires_grad_(False)
 
 
 def flamingo_config(
@@ -125,102 +101,14 @@ def flamingo_config(
         cross_attention=CrossAttentionConfig(interval, norm_media=False, placement="last", **sizes),
         decoder=decoder,
         tokens=tokens,
+        templates="openflamingo",
     )
 
 
 def name_of(checkpoint: Path) -> str:
     """Every released file is called checkpoint.pt or model.pt; its folder tells them apart."""
-    resolved = checkpoint.resolve()
-    return resolved.parent.name if resolved.stem in ("checkpoint", "model") else resolved.stem
-
-
-# ---- tokenizer
-
-
-def load_tokenizer(lm: Path) -> Tokenizer:
-    """The language model's, with OpenFlamingo's tokens behind its own."""
-    added = [END_OF_CHUNK, IMAGE] if has_pad_token(lm) else [END_OF_CHUNK, IMAGE, PAD]
-    return tokenizer_with(lm, added)
-
-
-def tokenizer_with(lm: Path, added: list[str]) -> Tokenizer:
-    tokenizer = read_tokenizer(lm / "tokenizer.json")
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in added])
-    return tokenizer
-
-
-def has_pad_token(lm: Path) -> bool:
-    paths = (lm / "tokenizer_config.json", lm / "special_tokens_map.json")
-    return any(read_json(path).get("pad_token") for path in paths if path.is_file())
-
-
-def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
-    """As the reference generates: only the end of the chunk ends an answer."""
-    begin = tokenizer.encode("").tokens
-    return SpecialTokens(IMAGE, END_OF_CHUNK, END_OF_CHUNK, begin[0] if begin else None)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: not an object")
-    return values
-
-
-# ---- language model
-
-
-@dataclass(frozen=True)
-class LanguageModel:
-    """Its config says the tokenizer's size already; the rows of new tokens are zeros."""
-
-    config: DecoderConfig
-    keys: KeyMap
-    weights: Weights
-    num_known: int  # rows that came with the language model
-
-    def with_head(self, trained: Weights) -> LanguageModel:
-        """A head that nobody trained knows nothing of the new tokens: they are never chosen."""
-        num_tokens = self.config.vocab_size
-        is_whole = self.config.tie_embeddings or "decoder.head.weight" in trained
-        if is_whole or self.num_known == num_tokens:
-            return self
-        bias = self.weights.get("head.bias", torch.zeros(num_tokens)).clone()
-        bias[self.num_known :] = MUTED
-        return replace(
-            self,
-            config=replace(self.config, head_bias=True),
-            weights=self.weights | {"head.bias": bias},
-        )
-
-
-def read_language_model(folder: Path, num_tokens: int) -> LanguageModel:
-    """Cut or widened to the tokenizer, as the reference's `resize_token_embeddings` does."""
-    values = read_json(folder / "config.json")
-    try:
-        config = decoder_config(values)
-    except ValueError as error:
-        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
-    weights = decoder_weights(values, read_folder(folder), str(folder))
-    for name in {"embed.weight", "head.weight", "head.bias"} & weights.keys():
-        weights[name] = resized(weights[name], num_tokens)
-    return LanguageModel(
-        config=replace(config, vocab_size=num_tokens),
-        keys=family(values).keys,
-        weights=weights,
-        num_known=min(config.vocab_size, num_tokens),
-    )
-
-
-def resized(rows: Tensor, num: int) -> Tensor:
-    lacking = rows.new_zeros(max(0, num - len(rows)), *rows.shape[1:])
-    return torch.cat([rows[:num], lacking])
-
-
-# ---- checkpoint.pt
+    path = checkpoint.absolute()  # a link keeps its own name, not that of what it points to
+    return path.parent.name if path.stem in ("checkpoint", "model") else path.stem
 
 
 class Trained:
@@ -239,7 +127,7 @@ class Trained:
         self.conflicts, self.leftover = set[str](), set[str]()
 
     def read(self, checkpoint: Path) -> Weights:
-        return self.fit(read_state(checkpoint), str(checkpoint))
+        return self.fit(open_file(checkpoint), str(checkpoint))
 
     def fit(self, state: Mapping[str, Tensor], where: str) -> Weights:
         """Raises CheckpointError for what is missing, left over or misshapen."""
@@ -358,11 +246,3 @@ class Trained:
 
     def source(self, plain: str) -> str:
         return self.sources.get(f"lang_encoder.{plain}") or self.sources[plain]
-
-
-def read_state(checkpoint: Path) -> Weights:
-    """Flat, or within what training saves beside it."""
-    saved = read_torch(checkpoint)
-    if isinstance(saved, dict) and "model_state_dict" in saved:
-        saved = saved["model_state_dict"]
-    return as_tensors(saved, checkpoint)

@@ -11,48 +11,34 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from ..config import SpecialTokens
 from ..flamingo import Flamingo
+from .beneath import MUTED, Weights, load_tokenizer, read_language_model, special_tokens
+from .checkpoint import Checkpoint
 from .clip import read_clip
+from .files import open_file, read_torch
+from .lazy import Recipes
 from .lora import split_lora
-from .openflamingo import (
-    MUTED,
-    Trained,
-    Weights,
-    build_model,
-    flamingo_config,
-    load_tokenizer,
-    name_of,
-    read_language_model,
-    special_tokens,
-    together,
-)
-from .weights import CheckpointError, as_tensors, read_torch
+from .openflamingo import Trained, flamingo_config, name_of, together
+from .weights import CheckpointError
 
 END_OF_SENTENCE = "</s>"  # LLaMA's; what training put behind every chunk's end
-INTERVAL = 4
 MULTIMODAL_GPT_ALPHA = 16.0
 
 
-def load_openflamingo_v1(
+def open_openflamingo_v1(
     checkpoint: Path,
     lm: Path,
     vision: Path,
+    interval: int,
     lora: Path | None = None,
-    interval: int = INTERVAL,
-    media_rule: str = "legacy",
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> tuple[Flamingo, Tokenizer]:
-    """The model, in evaluation mode and without gradients, and its tokenizer.
+) -> Checkpoint:
+    """`lora` is Multimodal-GPT's file, merged into the weights as each is read.
 
-    `media_rule` "legacy" is what these checkpoints were measured with; "last" is version 2's.
-    `lora` is Multimodal-GPT's file, merged into the weights. Raises CheckpointError for anything
-    missing, left over or misshapen in any of the files.
+    Raises CheckpointError for anything missing, left over or misshapen in any of the files.
     """
     tokenizer = load_tokenizer(lm)
     base = read_language_model(lm, tokenizer.get_vocab_size())
@@ -60,14 +46,15 @@ def load_openflamingo_v1(
     config = flamingo_config(
         name_of(lora or checkpoint), tower, base.config, interval, v1_tokens(tokenizer)
     )
-    cross_attention = replace(config.cross_attention, media_rule=media_rule)
-    config = replace(config, cross_attention=cross_attention)
+    cross_attention = replace(config.cross_attention, media_rule="legacy")
+    templates = "multimodal_gpt" if lora else config.templates
+    config = replace(config, cross_attention=cross_attention, templates=templates)
     trained = Trained(config, base.keys).read(checkpoint)
     config, weights = together(config, base, vision_weights, trained)
     if lora:
         state, alpha = read_lora(lora)
         tune(weights, state, alpha, Tuned(config, base.keys), str(lora))
-    return build_model(config, weights, device, dtype), tokenizer
+    return Checkpoint(config, tokenizer, Recipes(weights), str(checkpoint))
 
 
 def v1_tokens(tokenizer: Tokenizer) -> SpecialTokens:
@@ -102,12 +89,10 @@ class Tuned(Trained):
 
 def read_lora(path: Path) -> tuple[Weights, float]:
     """The tensors, and the alpha that training wrote beside them."""
-    saved = read_torch(path)
+    state, (saved, _) = open_file(path), read_torch(path)
     settings = saved.get("tuning_config") if isinstance(saved, dict) else None
-    if isinstance(saved, dict) and "model_state_dict" in saved:
-        saved = saved["model_state_dict"]
     told = settings.get("lora_alpha") if isinstance(settings, dict) else None
-    return as_tensors(saved, path), float(told or MULTIMODAL_GPT_ALPHA)
+    return state, float(told or MULTIMODAL_GPT_ALPHA)
 
 
 def tune(

@@ -12,33 +12,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from ..config import FlamingoConfig
-from ..flamingo import Flamingo
-from .clip import HARMLESS as CLIP_HARMLESS
-from .clip import checked, hf_config, is_any, read_clip
-from .key_map import KeyMap
-from .language_models import FAMILIES, decoder_config, family
-from .lora import split_lora
-from .openflamingo import (
+from .beneath import (
     END_OF_CHUNK,
     IMAGE,
-    Trained,
     Weights,
-    build_model,
-    flamingo_config,
     has_pad_token,
     read_json,
     read_language_model,
-    read_state,
     special_tokens,
-    together,
     tokenizer_with,
 )
-from .weights import CheckpointError, read_folder
+from .checkpoint import Checkpoint
+from .clip import HARMLESS as CLIP_HARMLESS
+from .clip import checked, hf_config, is_any, read_clip
+from .files import open_file, open_model
+from .key_map import KeyMap
+from .language_models import FAMILIES, decoder_config, family
+from .lazy import Recipes
+from .lora import split_lora
+from .openflamingo import Trained, flamingo_config, together
+from .weights import CheckpointError, check_depth
 
 ANSWER = "<answer>"
 FRAMES = "perceiver.frame_embs"  # of films; [frames, dim]
@@ -69,26 +66,21 @@ BLOCK = {
 }
 
 
-def load_otter(
-    folder: Path,
-    tokenizer: Path | None = None,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> tuple[Flamingo, Tokenizer]:
-    """A whole model: evaluation mode, no gradients; and its tokenizer.
+def open_otter(folder: Path, lm: Path | None = None) -> Checkpoint:
+    """A whole model. `lm` is a folder with the tokenizer, where its own has none.
 
-    `tokenizer` is the language model's folder, where the model's own holds no tokenizer.json.
     Raises CheckpointError for anything missing, left over or misshapen.
     """
     values = read_json(folder / "config.json")
     text = text_config(values, folder / "config.json")
-    words = load_tokenizer(tokenizer or folder, values.get("model_type") != "flamingo")
-    plain, factors = split_lora(read_folder(folder))
+    is_otter = values.get("model_type") != "flamingo"
+    words = load_tokenizer(lm or folder, is_otter)
+    plain, factors = split_lora(open_model(folder))
     keys = family(text).keys
     decoder = replace(decoder_config(text), vocab_size=num_rows(plain, keys, words, folder))
     config = otter_config(
         flamingo_config(
-            name=folder.resolve().name,
+            name=folder.absolute().name,
             vision=checked(folder, hf_config),
             decoder=decoder,
             interval=number(values, "cross_attn_every_n_layers", 4),
@@ -96,34 +88,30 @@ def load_otter(
         ),
         num_frames(plain) or number(values, "max_num_frames", 0),
     )
+    if not is_otter:  # OpenFlamingo in Otter's form
+        config = replace(config, templates="openflamingo")
+    check_depth(max(config.decoder.num_layers, config.vision.num_layers), len(plain), str(folder))
     trained = WholeOtter(config, keys)
     weights = trained.fit(plain, str(folder))
     if factors:
         trained.merge(weights, factors, lora_alpha(values, folder), str(folder))
-    return build_model(config, weights, device, dtype), words
+    return Checkpoint(config, words, Recipes(weights), str(folder))
 
 
-def load_otter_weights(
-    checkpoint: Path,
-    lm: Path,
-    vision: Path,
-    interval: int,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> tuple[Flamingo, Tokenizer]:
+def open_otter_weights(checkpoint: Path, lm: Path, vision: Path, interval: int) -> Checkpoint:
     """`final_weights.pt` over the folders of the language model and of the CLIP."""
-    words, state = load_tokenizer(lm), read_state(checkpoint)
+    words, state = load_tokenizer(lm), open_file(checkpoint)
     values = read_json(lm / "config.json")
     if values.get("model_type") not in FAMILIES:
         raise CheckpointError(f"{lm}: model_type {values.get('model_type')!r} is not known")
     base = read_language_model(lm, num_rows(state, family(values).keys, words, checkpoint))
     tower, vision_weights = read_clip(vision)
-    name = checkpoint.resolve().parent.name  # every such file is called final_weights.pt
+    name = checkpoint.absolute().parent.name  # every such file is called final_weights.pt
     config = flamingo_config(name, tower, base.config, interval, special_tokens(words))
     config = otter_config(config, num_frames(state))
     trained = OtterTrained(config, base.keys).fit(state, str(checkpoint))
     config, weights = together(config, base, vision_weights, trained)
-    return build_model(config, weights, device, dtype), words
+    return Checkpoint(config, words, Recipes(weights), str(checkpoint))
 
 
 def load_tokenizer(folder: Path, is_otter: bool = True) -> Tokenizer:
@@ -152,6 +140,7 @@ def otter_config(config: FlamingoConfig, num_frames: int) -> FlamingoConfig:
     """OpenFlamingo's, with a place for each frame of a film, and pictures cut as CLIP's own are."""
     return replace(
         config,
+        templates="otter",
         vision=replace(config.vision, transform="clip"),
         cross_attention=replace(config.cross_attention, media_rule="last_in_prompt"),
         resampler=replace(config.resampler, num_time_embeddings=num_frames),

@@ -1,27 +1,18 @@
-"""The Flamingo-family checkpoints that others have published, and how a name becomes a folder."""
+"""The Flamingo-family checkpoints that others have published, and what each is made of."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from .native import EMBEDDED
-from .weights import CheckpointError, shards
-
-Download = Callable[..., str]
-"""`huggingface_hub.snapshot_download`, or what takes the same and returns a folder."""
-
-PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.pt", "*.model", "*.txt"]
-LOADERS = frozenset({"native", "idefics"})
-"""Families that this version can load."""
+from .families import FAMILIES
 
 
 @dataclass(frozen=True)
 class Published:
     """`name` is the repository on huggingface.co; `weights` its file, or the index of its shards.
 
-    `interval` is the number of language model layers to a cross-attention block.
+    `interval` is the number of language model layers to a cross-attention block. A language model
+    with a slash in its name is on the hub, too; `how` is what to do with one that is not.
     """
 
     name: str
@@ -34,13 +25,16 @@ class Published:
     licence: str
     weights: str
     is_on_hub: bool = True
+    how: str = ""
 
     @property
     def can_load(self) -> bool:
-        return self.family in LOADERS
+        return self.family in FAMILIES
 
 
 CLIP_L = "openai/clip-vit-large-patch14"
+MPT_7B = "mosaicml/mpt-7b-instruct"  # inside, and where Otter's own code gets its tokenizer
+MPT_1B = "mosaicml/mosaic-llama-redpajama-final-candidate"
 CLIP_H = "laion/CLIP-ViT-H-14"
 LLAMA = "LLaMA (non-commercial)"
 OTTER_LLAMA = "MIT tag; LLaMA terms (non-commercial)"
@@ -116,11 +110,11 @@ PUBLISHED = (
     open_flamingo("OpenFlamingo-9B-vitl-mpt7b", "anas-awadalla/mpt-7b", 4, "openflamingo"),
     open_flamingo("OpenFlamingo-9B-deprecated", "LLaMA-7B", 4, "openflamingo-v1"),
     otter("openflamingo-9b-hf", "LLaMA-7B", 4),
-    otter("OTTER-Image-MPT7B", "MPT-7B", 4, "MIT tag"),
+    otter("OTTER-Image-MPT7B", MPT_7B, 4, "MIT tag"),
     otter("OTTER-Video-LLaMA7B-DenseCaption", "LLaMA-7B", 4),
     otter("OTTER-Image-LLaMA7B-LA-InContext", "LLaMA-7B", 4, "other; LLaMA terms"),
-    otter("OTTER-MPT7B-Init", "MPT-7B", 4, "mixed"),
-    otter("OTTER-MPT1B-RPJama-Init", "MPT-1B", 1, "mixed"),
+    otter("OTTER-MPT7B-Init", MPT_7B, 4, "mixed"),
+    otter("OTTER-MPT1B-RPJama-Init", MPT_1B, 1, "mixed"),
     otter("OTTER-LLaMA7B-Init", "LLaMA-7B", 4, "mixed"),
     Published(
         "med-flamingo/med-flamingo",
@@ -135,7 +129,7 @@ PUBLISHED = (
     ),
     Published(
         "Multimodal-GPT",
-        "multimodal-gpt",
+        "openflamingo-v1",
         "LLaMA-7B",
         CLIP_L,
         "4",
@@ -144,6 +138,7 @@ PUBLISHED = (
         "Apache-2.0; LLaMA terms",
         "mmgpt-lora-v0-release.pt",
         is_on_hub=False,
+        how="give its file as --lora over OpenFlamingo-9B-deprecated, --family openflamingo-v1",
     ),
     mini("flamingo-mini", "facebook/opt-350m"),
     mini("flamingo-tiny", "facebook/opt-125m"),
@@ -156,51 +151,3 @@ PUBLISHED = (
     mllama("Llama-3.2-90B-Vision", "Llama-3.1-70B"),
     mllama("Llama-3.2-90B-Vision-Instruct", "Llama-3.1-70B"),
 )
-
-
-def resolve(name: str, download: Download | None = None) -> Path:
-    """The folder of a checkpoint: the one that ships, one on this disk, or a published one.
-
-    Raises CheckpointError for what is none of them, or has no loader here, or cannot be fetched.
-    """
-    if name == "embedded":
-        return EMBEDDED
-    if (folder := Path(name)).is_dir():
-        return folder
-    model = next((m for m in PUBLISHED if m.name == name), None)
-    if model is None:
-        kind = "a file, not" if folder.is_file() else "neither"
-        other = "" if folder.is_file() else " nor a published one: see `flamingo models`"
-        raise CheckpointError(f"{name} is {kind} a checkpoint folder{other}")
-    if not model.can_load:
-        message = f"{name} is of the family {model.family}, which this version cannot load"
-        raise CheckpointError(f"{message}; it loads: {', '.join(sorted(LOADERS))}")
-    return fetch(model, download or snapshot_download)
-
-
-def fetch(model: Published, download: Download) -> Path:
-    """From the Hugging Face cache or, where it does not hold all, from huggingface.co."""
-    if (folder := cached(model, download)) is not None:
-        return folder
-    try:
-        return Path(download(model.name, allow_patterns=PATTERNS))
-    except Exception as error:  # the hub's own, its HTTP library's, the system's
-        raise CheckpointError(f"{model.name} cannot be downloaded: {error}") from error
-
-
-def cached(model: Published, download: Download) -> Path | None:
-    """The cache also names folders whose download broke off."""
-    try:
-        folder = Path(download(model.name, allow_patterns=PATTERNS, local_files_only=True))
-        weights = folder / model.weights
-        if weights.is_file() and weights.name.endswith(".index.json"):
-            shards(weights)
-        return folder if weights.is_file() else None
-    except (OSError, CheckpointError):
-        return None
-
-
-def snapshot_download(name: str, **options: object) -> str:
-    import huggingface_hub
-
-    return str(huggingface_hub.snapshot_download(name, **options))  # type: ignore[call-overload]

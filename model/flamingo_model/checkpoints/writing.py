@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import Checkpoint
-from .weights import INDEX, SINGLE, CheckpointError
+from .files import INDEX, SINGLE
+from .weights import CheckpointError
 
 SHARD_BYTES = 5 * 10**9
 HEADER_BYTES = 160  # of a tensor's entry in the header, beside its name; rarely as many

@@ -17,14 +17,9 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from ...checkpoints.native import EMBEDDED, save_native
-from ...config import (
-    CrossAttentionConfig,
-    DecoderConfig,
-    FlamingoConfig,
-    ResamplerConfig,
-    VisionConfig,
-)
+from ...config import CrossAttentionConfig, DecoderConfig, FlamingoConfig, ResamplerConfig
 from ...flamingo import Flamingo
+from ...vision_config import VisionConfig
 from .contrastive import train_vision
 from .documents import WORDNET, Encoder, glosses, train_tokenizer
 from .language import train_language

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...config import VisionConfig
 from ...vision import build_vision
+from ...vision_config import VisionConfig
 from ..log import StageLog, warmup_cosine
 from .world import COLOUR_NAMES, COUNTS, Pixels, Scene, Sprites, random_scene, render_scene
 

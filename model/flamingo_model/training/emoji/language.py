@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ...attention import DenseSelfAttention
 from ...config import DecoderConfig
 from ...decoder import Decoder, DecoderLayer
+from ...positions import reach
 from ..log import StageLog, warmup_cosine
 from .documents import (
     BINDING_TEMPLATES,
@@ -216,7 +217,7 @@ def look_one_back(decoder: Decoder, rows: slice, strength: float = 6.0) -> None:
 def weighted_loss(decoder: Decoder, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
     """Mean cross-entropy of the weighted tokens, and loss and accuracy of each kind."""
     num_rows, length = batch["ids"].shape
-    attend = DenseSelfAttention(num_rows, length, batch["segments"])
+    attend = DenseSelfAttention(num_rows, length, reach(decoder.config), batch["segments"])
     with torch.autocast("cpu", torch.bfloat16):
         hidden = decoder(batch["ids"], batch["positions"], attend)[:, :-1]
         same = batch["segments"][:, 1:] == batch["segments"][:, :-1]

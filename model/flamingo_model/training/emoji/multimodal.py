@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ...attention import DenseCrossAttention, DenseSelfAttention
 from ...cross_attention import media_mask
 from ...flamingo import Flamingo
+from ...positions import reach
 from ..log import StageLog, warmup_cosine
 from .documents import Encoder, Example, Tokens
 from .pictures import PictureBatch, PictureWorld, Pool
@@ -79,11 +80,12 @@ def forward(model: Flamingo, batch: PictureBatch, latents: Tensor) -> Tensor:
     """`latents` [B, M, R, dim] of the batch's pictures → final hidden states [B, T, dim]."""
     sees_all = model.config.cross_attention.sees_all_media
     mask = media_mask(batch.media_index, latents.shape[1], sees_all)
-    positions = torch.arange(batch.ids.shape[1]).expand_as(batch.ids)
+    num_rows, length = batch.ids.shape
+    positions = torch.arange(length).expand_as(batch.ids)
     hidden: Tensor = model(
         batch.ids,
         positions,
-        DenseSelfAttention(*batch.ids.shape),
+        DenseSelfAttention(num_rows, length, reach(model.config.decoder)),
         DenseCrossAttention(model.project_media(latents), mask),
     )
     return hidden
