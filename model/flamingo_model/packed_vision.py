@@ -33,7 +33,8 @@ class PackedTower(nn.Module):
         hidden = self.norm(self.embeddings(pixels))  # [N, 1 + patches, dim]
         for layer in self.layers:
             hidden = layer(hidden)
-        return hidden[:, self.num_skipped :]
+        out: Tensor = hidden[:, self.num_skipped :]
+        return out
 
 
 class PackedLayer(nn.Module):

@@ -5,7 +5,7 @@ The plain modules are the reference; what stands here computes the same with few
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from .flamingo import Flamingo
 from .linears import KINDS, PackedLinear, pack_linear
 from .packed_vision import packed_tower
 from .positions import Turn
+from .resampler import FeedForward
 
 MANY_ROWS = {"int4": "int8"}
 """What parts take that never see few rows, where 4 bits are slow."""
@@ -81,8 +82,7 @@ def packed_linears(module: nn.Module) -> Iterator[PackedLinear]:
 
 
 def packed_kinds(model: Flamingo) -> set[str]:
-    kinds = {linear.kind for linear in packed_linears(model.decoder.layers)}
-    return kinds
+    return {linear.kind for linear in packed_linears(model.decoder.layers)}
 
 
 def report(model: Flamingo, kind: str, bytes_before: int) -> PackReport:
@@ -101,16 +101,19 @@ def pack_linears(module: nn.Module, kind: str) -> None:
             pack_linears(child, kind)
 
 
-def packed(kind: str, *linears: nn.Linear, factor: Tensor | float = 1.0) -> PackedLinear:
+def packed(kind: str, *linears: nn.Module, factor: Tensor | float = 1.0) -> PackedLinear:
     """One layer whose outputs stand behind each other; each row of weights times `factor`."""
-    weight = torch.cat([linear.weight for linear in linears]) if linears[1:] else linears[0].weight
-    biases = [linear.bias for linear in linears if linear.bias is not None]
-    bias = torch.cat(biases) if biases else None
+    plain = [linear for linear in linears if isinstance(linear, nn.Linear)]
+    weight, bias = torch.cat([x.weight for x in plain]), joined([x.bias for x in plain])
     if isinstance(factor, Tensor) or factor != 1.0:
         rows = torch.as_tensor(factor, dtype=torch.float32).expand(len(weight))
-        weight = (weight.float() * rows.unsqueeze(1)).to(weight.dtype)
-        bias = None if bias is None else (bias.float() * rows).to(bias.dtype)
+        weight, bias = weight * rows.unsqueeze(1), None if bias is None else bias * rows
     return pack_linear(weight, bias, kind)
+
+
+def joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    known = [part for part in parts if part is not None]
+    return torch.cat(known) if known else None
 
 
 def are_plain(*modules: nn.Module) -> bool:
@@ -132,9 +135,9 @@ class PackedDecoderLayer(DecoderLayer):
                 setattr(self, name, getattr(layer, name))
         self.sizes = [linear.out_features for linear in (layer.q, layer.k, layer.v)]
         self.qkv = packed(kind, layer.q, layer.k, layer.v)
-        self.out = packed(kind, layer.out)
+        self.register_module("out", packed(kind, layer.out))
         self.widen = packed(kind, *([layer.gate] if layer.is_gated else []), layer.up)
-        self.down = packed(kind, layer.down)
+        self.register_module("down", packed(kind, layer.down))
 
     def attention(self, hidden: Tensor, layer: int, attend: SelfAttend, turn: Turn) -> Tensor:
         q, k, v = self.qkv(hidden).split(self.sizes, dim=-1)
@@ -173,9 +176,8 @@ def packed_head(decoder: Decoder, kind: str) -> PackedLinear:
     """Logits are float32 and never rounded to less on their way, whatever the kind."""
     tied = decoder.config.tie_embeddings
     weight = decoder.embed.weight if tied else decoder.head.weight
-    head = pack_linear(
-        weight, None if tied else decoder.head.bias, HEADS.get(kind, kind), torch.float32
-    )
+    bias = None if tied else decoder.head.bias
+    head = pack_linear(weight, bias, HEADS.get(kind, kind), torch.float32)
     if not tied:
         del decoder.head
     return head
@@ -205,16 +207,16 @@ def pack_block(block: GatedCrossAttention, kind: str) -> None:
         return
     first, second = opened(block.attention_gate), opened(block.feed_forward_gate)
     block.attention_gate = block.feed_forward_gate = None
-    block.to_q, block.to_kv = (
-        packed(kind, block.to_q),
-        packed(MANY_ROWS.get(kind, kind), block.to_kv),
-    )
-    block.to_out = packed(kind, block.to_out, factor=first)
+    block.register_module("to_q", packed(kind, block.to_q))
+    block.register_module("to_kv", packed(MANY_ROWS.get(kind, kind), block.to_kv))
+    block.register_module("to_out", packed(kind, block.to_out, factor=first))
     if isinstance(block.feed_forward, GatedFeedForward):
         block.feed_forward = PackedGatedFeedForward(block.feed_forward, kind, second)
-    elif block.feed_forward is not None:
-        block.feed_forward.up = packed(kind, block.feed_forward.up)
-        block.feed_forward.down = packed(kind, block.feed_forward.down, factor=second)
+    elif isinstance(block.feed_forward, FeedForward):
+        block.feed_forward.register_module("up", packed(kind, block.feed_forward.up))
+        block.feed_forward.register_module(
+            "down", packed(kind, block.feed_forward.down, factor=second)
+        )
 
 
 def opened(gate: Tensor | None) -> Tensor | float:
