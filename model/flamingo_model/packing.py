@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from .cross_attention import GatedCrossAttention, GatedFeedForward
 from .decoder import Decoder, DecoderLayer, SelfAttend
 from .flamingo import Flamingo
-from .linears import KINDS, PackedLinear, pack_linear
+from .linears import PackedLinear, pack_linear
 from .packed_vision import packed_tower
 from .positions import Turn
 from .resampler import FeedForward
 
+KINDS = ("float32", "bfloat16", "int8", "int4")
 MANY_ROWS = {"int4": "int8"}
 """What parts take that never see few rows, where 4 bits are slow."""
 HEADS = {"bfloat16": "widened", "int4": "int8"}
@@ -56,7 +57,7 @@ def pack_model(model: Flamingo, kind: str) -> PackReport:
     with an unknown one, raises PackError.
     """
     if kind not in KINDS:
-        raise PackError(f"kind {kind!r} is not known; known: {sorted(KINDS)}")
+        raise PackError(f"kind {kind!r} is not known; known: {KINDS}")
     if not all(weight.device.type == "cpu" for weight in model.parameters()):
         return PackReport(kind, 0, 0, 0, ())
     if packed_kinds(model) - {kind}:
@@ -65,6 +66,7 @@ def pack_model(model: Flamingo, kind: str) -> PackReport:
     before += model.decoder.embed.weight.nbytes if model.config.decoder.tie_embeddings else 0
     many_rows = MANY_ROWS.get(kind, kind)
     model.vision = packed_tower(model.vision, many_rows)
+    pack_linears(model.vision, many_rows)
     pack_linears(model.resampler, many_rows)
     for block in model.blocks():
         pack_block(block, kind)
