@@ -19,6 +19,7 @@ from torch import Tensor, nn
 EIGHT = 127  # the largest of symmetric 8-bit values
 SHIFT = 128  # activations are shifted by it: the kernels take unsigned ones
 FOUR = 15
+FEW = 8  # rows
 GROUP = 32  # weights of one row that share a 4-bit scale
 PART = 1024  # rows of a weight that are widened at once: float32 copies that stay in the cache
 TRIED = (1, 4, 16, 64, 256)  # numbers of rows
@@ -70,8 +71,7 @@ class EightBit:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         rounded, scales = eight_bits(weight)
-        self.scales = scales / EIGHT
-        self.shift_back = rounded.sum(1) * self.scales * -SHIFT
+        self.scales, self.shift_back = scales, rounded.sum(1) * scales * -SHIFT
         self.zeros = torch.zeros(len(weight), dtype=torch.int32)
         self.weight = torch.ops.onednn.qlinear_prepack(rounded, None)
         self.bias = None if bias is None else bias.float()
@@ -79,13 +79,22 @@ class EightBit:
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.float()
-        top = x.abs().amax(-1, keepdim=True).clamp_(min=1e-30)  # NaN stays
-        unsigned = x.mul(EIGHT / top).add_(SHIFT + 0.5).to(torch.uint8)
+        steps = tops(x).mul_(1 / EIGHT).clamp_(min=1e-30)  # NaN stays
+        unsigned = x.div(steps).add_(SHIFT + 0.5).to(torch.uint8)
         out: Tensor = torch.ops.onednn.qlinear_pointwise(
             *(unsigned, 1.0, 0, self.weight, self.scales, self.zeros, self.shift_back),
             *(1.0, 0, torch.float32, "none", [], ""),
         )
-        return out.mul_(top) if self.bias is None else torch.addcmul(self.bias, out, top, out=out)
+        return (
+            out.mul_(steps) if self.bias is None else torch.addcmul(self.bias, out, steps, out=out)
+        )
+
+
+def tops(x: Tensor) -> Tensor:
+    """The largest size in each row [M, 1]; torch's quickest way depends on their number."""
+    if len(x) < FEW:
+        return torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True)
+    return torch.maximum(x.amax(-1, keepdim=True), x.amin(-1, keepdim=True).neg_())
 
 
 class EightBitWeights:

@@ -13,7 +13,7 @@ from .clip import ClipTower
 from .idefics_vision import IdeficsTower
 from .linears import PackedLinear, pack_linear
 
-PICTURES_AT_ONCE = 2  # their widest activations stay in a core's cache
+PICTURES_AT_ONCE = 4  # measured: fewer repeat the weights, more leave the cache
 QUICK_GELU = 1.702  # x · sigmoid(1.702 x), which is silu(1.702 x) / 1.702
 
 

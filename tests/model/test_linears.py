@@ -1,4 +1,4 @@
-"""Packed layers against the plain ones: as exact as their kind, for every family and every shape."""
+"""Packed layers against the plain ones: as exact as their kind, for every family and shape."""
 
 from __future__ import annotations
 
