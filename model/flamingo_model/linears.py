@@ -81,19 +81,21 @@ class EightBit:
         x = x.float()
         steps = tops(x).mul_(1 / EIGHT).clamp_(min=1e-30)  # NaN stays
         unsigned = x.div(steps).add_(SHIFT + 0.5).to(torch.uint8)
-        out: Tensor = torch.ops.onednn.qlinear_pointwise(
+        out: Tensor = torch.ops.onednn.qlinear_pointwise.default(
             *(unsigned, 1.0, 0, self.weight, self.scales, self.zeros, self.shift_back),
             *(1.0, 0, torch.float32, "none", [], ""),
         )
-        return (
-            out.mul_(steps) if self.bias is None else torch.addcmul(self.bias, out, steps, out=out)
-        )
+        if self.bias is None:
+            return out.mul_(steps)
+        torch.addcmul(self.bias, out, steps, out=out)
+        return out
 
 
 def tops(x: Tensor) -> Tensor:
     """The largest size in each row [M, 1]; torch's quickest way depends on their number."""
-    if len(x) < FEW:
-        return torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True)
+    if x.shape[0] < FEW:
+        norms: Tensor = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True)
+        return norms
     return torch.maximum(x.amax(-1, keepdim=True), x.amin(-1, keepdim=True).neg_())
 
 
@@ -124,7 +126,9 @@ class FourBit:
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.to(torch.bfloat16)
-        product = torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.weight, GROUP, self.pairs)
+        product = torch.ops.aten._weight_int4pack_mm_for_cpu.default(
+            x, self.weight, GROUP, self.pairs
+        )
         return added(product, self.bias)
 
 
@@ -167,10 +171,10 @@ class PackedLinear(nn.Module):
             self.many_from = measured(kind, (self.in_features, self.out_features), *kernels)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        kernel = self.few if len(rows) < self.many_from else self.many
+        rows = x if x.dim() == 2 else x.reshape(-1, self.in_features)
+        kernel = self.few if rows.shape[0] < self.many_from else self.many
         out = kernel(rows).to(self.dtype or x.dtype)
-        return out.view(*x.shape[:-1], self.out_features)
+        return out if x.dim() == 2 else out.view(*x.shape[:-1], self.out_features)
 
     @property
     def nbytes(self) -> int:

@@ -33,7 +33,7 @@ SHAPES = ((768, 768), (768, 3072), (3072, 768), (768, 512), (768, 50272))
 ROWS = (1, 3, 8, 16, 32, 64, 256, 1024, 3152)
 COLD = 400 * 2**20  # bytes of weights read in one round
 SECONDS = 0.5  # for each kernel, shape and number of rows
-ROUNDS = 2  # of the model's parts
+ROUNDS, ROUND_SECONDS = 3, 0.2  # of the model's parts
 LENGTH, PICTURES = 400, 16  # a prompt of 16 shots
 Run = Callable[[], object]
 
@@ -146,18 +146,36 @@ def step(model: Flamingo, num_rows: int, length: int = 1) -> Run:
     return lambda: model.logits(model(ids, positions, itself, media)[-num_rows:])
 
 
-def parts(model: Flamingo) -> dict[str, Run]:
-    pixels, latents = torch.randn(PICTURES, 1, 3, 224, 224), torch.randn(PICTURES, 64, 768)
+def side_by_side(runs: list[Run]) -> list[float]:
+    """The least time of each, taken in turn: what disturbs one disturbs all."""
+    rounds = [[fastest(run, ROUND_SECONDS) for run in runs] for _ in range(ROUNDS)]
+    return [min(times) for times in zip(*rounds, strict=True)]
+
+
+def vision(model: Flamingo) -> Run:
+    pixels = torch.randn(PICTURES, 3, 224, 224)
+    return lambda: model.vision(pixels)
+
+
+def resampler(model: Flamingo) -> Run:
     features = torch.randn(PICTURES, 1, 196, 768)
-    return {
-        "decode, 1 row": step(model, 1),
-        "decode, 3 rows": step(model, 3),
-        "decode, 16 rows": step(model, 16),
-        "prefill, 400": step(model, 1, LENGTH),
-        "vision, 16": lambda: model.vision(pixels[:, 0]),
-        "resampler, 16": lambda: model.resampler(features),
-        "media k/v, 16": lambda: model.project_media(latents),
-    }
+    return lambda: model.resampler(features)
+
+
+def media(model: Flamingo) -> Run:
+    latents = torch.randn(PICTURES, 64, 768)
+    return lambda: model.project_media(latents)
+
+
+PARTS: dict[str, Callable[[Flamingo], Run]] = {
+    "decode, 1 row": lambda model: step(model, 1),
+    "decode, 3 rows": lambda model: step(model, 3),
+    "decode, 16 rows": lambda model: step(model, 16),
+    "prefill, 400": lambda model: step(model, 1, LENGTH),
+    "media k/v, 16": media,
+    "resampler, 16": resampler,
+    "vision, 16": vision,
+}
 
 
 def bytes_read(model: Flamingo, kind: str) -> int:
@@ -181,13 +199,11 @@ def model_table(bandwidth: float, speed: float) -> None:
         started = time.perf_counter()
         print(pack_model(models[kind], kind), f"in {time.perf_counter() - started:.1f} s")
     best: dict[tuple[str, str], float] = {}
-    for _ in range(ROUNDS):  # in turn, so that what disturbs one disturbs all
-        for kind, model in models.items():
-            for name, run in parts(model).items():
-                best[kind, name] = min(best.get((kind, name), float("inf")), fastest(run, 0))
     print(f"\n{'milliseconds':16}" + "".join(f"{kind:>11}" for kind in models))
-    for name in parts(plain):
-        print(f"{name:16}" + "".join(f"{best[kind, name] * 1e3:11.1f}" for kind in models))
+    for name in PARTS:
+        found = side_by_side([PARTS[name](model) for model in models.values()])
+        best |= {(kind, name): took for kind, took in zip(models, found, strict=True)}
+        print(f"{name:16}" + "".join(f"{took * 1e3:11.1f}" for took in found), flush=True)
     beams = {k: best[k, "decode, 3 rows"] / best[k, "decode, 1 row"] for k in models}
     read = {k: bytes_read(models[k], k) / best[k, "decode, 1 row"] / bandwidth for k in KINDS}
     print(f"{'3 rows / 1':16}" + "".join(f"{beams[kind]:11.2f}" for kind in models))
