@@ -137,6 +137,7 @@ class Decoder(nn.Module):
         self.project_out = projection(config.dim, config.token_dim)
         if not config.tie_embeddings:
             self.head = nn.Linear(config.token_dim, config.vocab_size, bias=config.head_bias)
+        self.packed_head: nn.Module | None = None  # in place of the head, see `packing`
 
     def forward(
         self,
@@ -157,6 +158,9 @@ class Decoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., dim] → [..., vocab_size], in float32 whatever the weights are."""
         hidden = self.project_out(hidden)
+        if self.packed_head is not None:
+            out: Tensor = self.packed_head(hidden)
+            return out
         if self.config.tie_embeddings:
             return float32_linear(hidden, self.embed.weight)
         return float32_linear(hidden, self.head.weight, self.head.bias)
