@@ -35,9 +35,7 @@ class Peer:
 
     def generate(self, prompt: Prompt, max_tokens: int, num_beams: int = 1) -> dict[str, Any]:
         """`seconds`, `prompt_ids` and the `token_ids` after them."""
-        return self.ask(
-            "generate", prompt=wire(prompt), max_tokens=max_tokens, num_beams=num_beams
-        )
+        return self.ask("generate", prompt=wire(prompt), max_tokens=max_tokens, num_beams=num_beams)
 
     def rank(self, prompt: Prompt, candidates: list[str]) -> dict[str, Any]:
         """`context_seconds`, `seconds` of the loop and the `scores`."""
