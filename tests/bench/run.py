@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ Topic = Callable[[Stage, Report], Iterator[Figure]]
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # not without the servers
     chosen, console, started = parse(), Console(highlight=False), time.perf_counter()
     report = Report(command_of(chosen), {"threads": str(chosen.threads), **chosen.fastest})
     output = chosen.output or (ROOT / "BENCHMARKS.md" if not chosen.topics else None)
