@@ -1,5 +1,5 @@
 # Four words: serve, test, check, bench. Each makes .venv and installs what it needs.
-# A fifth, peers: .venv-peers with OpenFlamingo, which bench compares us with if it is there.
+# A fifth, peers: .venv-peers with OpenFlamingo, which bench compares us with.
 HOST ?= 127.0.0.1
 PORT ?= 8000
 MODEL ?= embedded
@@ -23,7 +23,7 @@ check: .venv/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: .venv/dev.stamp
+bench: .venv/dev.stamp .venv-peers/stamp
 	PYTHONPATH=tests $(BIN)/python tests/bench/run.py $(ARGS)
 
 peers: .venv-peers/stamp

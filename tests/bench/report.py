@@ -40,11 +40,11 @@ class Report:
     times: dict[str, Times] = field(default_factory=dict)  # to the first token
     seconds: float = 0.0
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path, plot: Path = PLOT) -> None:
         lines = [INTRODUCTION, *self.conditions(), "", *self.table(), "", *self.checks(), ""]
         if self.times:
-            draw(self.times, PLOT)
-            picture = os.path.relpath(PLOT, path.parent)
+            draw(self.times, plot)
+            picture = os.path.relpath(plot, path.parent)
             lines += [f"![Time to the first token over shots]({picture})", ""]
         if self.shipped:
             lines += ["The shipped checkpoint, 64-pixel pictures:", "", "```", *self.shipped, "```"]

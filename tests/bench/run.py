@@ -20,7 +20,7 @@ from rich.status import Status
 from bench import answers, crowd, decode, first_token, over_http, prefill
 from bench.measure import Figure
 from bench.peer import ROOT, PeerError
-from bench.report import Report, seen
+from bench.report import PLOT, Report, seen
 from bench.stage import Stage, set_up
 
 Topic = Callable[[Stage, Report], Iterator[Figure]]
@@ -30,21 +30,29 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # not without the servers
     chosen, console, started = parse(), Console(highlight=False), time.perf_counter()
     report = Report(command_of(chosen), {"threads": str(chosen.threads), **chosen.fastest})
-    output = chosen.output or (ROOT / "BENCHMARKS.md" if not chosen.topics else None)
+    places = places_of(chosen)
     with console.status("starting") as status:
         try:
             with set_up(chosen.threads, chosen.fastest, chosen.quick, watch(status)) as stage:
                 report.versions = stage.peer.versions
                 for name in chosen.topics or TOPICS:
-                    for figure in TOPICS[name](stage, report):
+                    for figure in guarded(name, stage, report):
                         report.figures.append(figure)
                         console.print(line_of(figure), soft_wrap=True, markup=False)
                     report.seconds = time.perf_counter() - started
-                    if output is not None:  # what stands is kept if a later topic fails
-                        report.write(output)
+                    if places is not None:  # what stands is kept if a later topic is stopped
+                        report.write(*places)
         except PeerError as error:
             sys.exit(str(error))
     console.print(f"{report.seconds / 60:.1f} minutes")
+
+
+def guarded(name: str, stage: Stage, report: Report) -> Iterator[Figure]:
+    """A topic that breaks says so, and the others go on."""
+    try:
+        yield from TOPICS[name](stage, report)
+    except Exception as error:
+        yield Figure(f"the rest of {name}", "", None, f"failed: {type(error).__name__}: {error}")
 
 
 def prefills(stage: Stage, report: Report) -> Iterator[Figure]:
@@ -107,6 +115,13 @@ def parse() -> argparse.Namespace:
         parser.error(f"no topic {', '.join(unknown)}; there are {', '.join(TOPICS)}")
     chosen.fastest = dict(chosen.fastest or [("dtype", "bfloat16")])
     return chosen
+
+
+def places_of(chosen: argparse.Namespace) -> tuple[Path, Path] | None:
+    """Where the report and its picture go."""
+    if chosen.output is not None:
+        return chosen.output, chosen.output.with_suffix(".png")
+    return None if chosen.topics else (ROOT / "BENCHMARKS.md", PLOT)
 
 
 def setting(text: str) -> tuple[str, str]:
