@@ -1,13 +1,16 @@
 # Four words: serve, test, check, bench. Each makes .venv and installs what it needs.
+# A fifth, peers: .venv-peers with OpenFlamingo, which bench compares us with.
 HOST ?= 127.0.0.1
 PORT ?= 8000
 MODEL ?= embedded
 PYTHON ?= python3
+PEER_PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+PEER_INSTALL := .venv-peers/bin/pip install --quiet --disable-pip-version-check -c tests/bench/peers-constraints.txt
 SOURCES := pyproject.toml clients/pyproject.toml constraints.txt
 
-.PHONY: serve test check bench clean
+.PHONY: serve test check bench peers clean
 
 serve: .venv/serve.stamp
 	exec $(BIN)/flamingo serve $(MODEL) --host $(HOST) --port $(PORT)
@@ -20,8 +23,19 @@ check: .venv/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: .venv/dev.stamp
-	PYTHONPATH=tests $(BIN)/python tests/bench/first_token.py
+bench: .venv/dev.stamp .venv-peers/stamp
+	PYTHONPATH=tests $(BIN)/python tests/bench/run.py $(ARGS)
+
+peers: .venv-peers/stamp
+
+# tokenizers 0.13 has no wheels for later Pythons; --no-deps keeps torchvision out.
+.venv-peers/stamp: tests/bench/peers-constraints.txt
+	$(PEER_PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed: make peers PEER_PYTHON=python3.11")'
+	@echo "installing OpenFlamingo into .venv-peers (once)"
+	$(PEER_PYTHON) -m venv --clear .venv-peers
+	$(PEER_INSTALL) torch transformers 'numpy<2' einops einops-exts ftfy regex sentencepiece pillow
+	$(PEER_INSTALL) --no-deps open_clip_torch open-flamingo
+	touch $@
 
 .venv/pip.stamp:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.x")'
@@ -39,4 +53,4 @@ bench: .venv/dev.stamp
 	touch $@
 
 clean:
-	rm -rf .venv dist
+	rm -rf .venv .venv-peers dist

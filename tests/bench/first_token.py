@@ -62,15 +62,16 @@ def row(client: FlamingoClient, shots: int, name: str, make: Callable[[], list])
     return f"{shots:5} {name:>8} {middle:10.1f} {p90:7.1f} {limit:10.1f} {middle / limit:7.2f}"
 
 
-def main() -> None:
+def table() -> Iterator[str]:
     rng = np.random.default_rng(0)
-    print("shots pictures  median ms  p90 ms  inside ms   ratio")
+    yield "shots pictures  median ms  p90 ms  inside ms   ratio"
     with serve() as url, FlamingoClient(base_url=url) as client:
         for shots in (0, 2, 8):
             fixed = prompt(rng, shots)
-            print(row(client, shots, "warm", partial(list, fixed)))
-            print(row(client, shots, "cold", partial(prompt, rng, shots)))
+            yield row(client, shots, "warm", partial(list, fixed))
+            yield row(client, shots, "cold", partial(prompt, rng, shots))
 
 
 if __name__ == "__main__":
-    main()
+    for line in table():
+        print(line, flush=True)

@@ -1,0 +1,54 @@
+"""A server whose engine can also be asked without HTTP: a child process of over_http.py.
+
+Prints where it listens; then, for every request body on a line of stdin, when its tokens came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+
+from bench.ours import intervals
+from flamingo_server.config import Settings
+from flamingo_server.engine.request import Ended, Event, Text
+from flamingo_server.protocol import GenerateRequest
+from flamingo_server.routes.generate import to_sampling
+from flamingo_server.run import build_server
+from flamingo_server.service import Service
+
+
+async def main(threads: int) -> None:
+    server = build_server(Settings(port=0, threads=threads, device="cpu", log_level="error"))
+    serving = asyncio.create_task(server.serve())
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        print(json.dumps(await ask(server.service, json.loads(line))), flush=True)
+    server.should_exit = True
+    await serving
+
+
+async def ask(service: Service, values: dict) -> tuple[float, float]:
+    """The road of `POST /v1/generate` between its body and its bytes: seconds until the first
+    token, and per token from there."""
+    body = GenerateRequest.model_validate(values)
+    loop, has_ended = asyncio.get_running_loop(), asyncio.Event()
+    came: list[tuple[float, int]] = []
+
+    def deliver(event: Event) -> None:
+        if isinstance(event, Text):
+            came.append((time.perf_counter(), len(event.token_ids)))
+        elif isinstance(event, Ended | Exception):
+            loop.call_soon_threadsafe(has_ended.set)
+
+    started = time.perf_counter()
+    with service.engine.place():
+        prompt = await service.prompts.build(body)
+        sampling = to_sampling(body, len(prompt.token_ids), service)
+        service.engine.submit("inside", prompt, sampling, deliver)
+    await has_ended.wait()
+    return intervals(started, came)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(int(sys.argv[1])))
