@@ -12,6 +12,7 @@ import time
 
 from bench.ours import intervals
 from flamingo_server.config import Settings
+from flamingo_server.engine.engine import Submission
 from flamingo_server.engine.request import Ended, Event, Text
 from flamingo_server.protocol import GenerateRequest
 from flamingo_server.routes.generate import to_sampling
@@ -45,7 +46,7 @@ async def ask(service: Service, values: dict) -> tuple[float, float]:
     with service.engine.place():
         prompt = await service.prompts.build(body)
         sampling = to_sampling(body, len(prompt.token_ids), service)
-        service.engine.submit("inside", prompt, sampling, deliver)
+        service.engine.generate(Submission("inside", prompt, deliver), sampling)
     await has_ended.wait()
     return intervals(started, came)
 

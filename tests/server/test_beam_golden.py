@@ -14,15 +14,15 @@ from torch import Tensor
 
 from beams import LogProbs, finished, processed, remembered
 from flamingo_model.attention import DenseCrossAttention, DenseSelfAttention, no_media
-from flamingo_model.checkpoints.flamingo_mini import load_flamingo_mini
-from flamingo_model.checkpoints.idefics import load_idefics
-from flamingo_model.checkpoints.openflamingo import load_openflamingo
+from flamingo_model.checkpoints.flamingo_mini import open_flamingo_mini
+from flamingo_model.checkpoints.idefics import open_idefics
+from flamingo_model.checkpoints.openflamingo import open_openflamingo
 from flamingo_model.cross_attention import media_mask
 from flamingo_model.flamingo import Flamingo
 from flamingo_model.positions import reach
 from flamingo_model.prompt import build_renderer
 from flamingo_server.engine.beam import BeamOptions, BeamSearch, Hypothesis
-from golden_sets import GOLDEN, GoldenSet
+from golden_sets import GOLDEN, GoldenSet, model_and_tokenizer
 
 EVERY = {"of_opt_x1": 1, "of_mpt_x2": 2, "of_neox_x2": 2}
 RULES = ["generated", "total"]
@@ -35,11 +35,13 @@ NUM_NEW = 12
 def loaded(name: str) -> tuple[Flamingo, Tokenizer]:
     folder = GOLDEN / name
     if name == "fm_opt":
-        return load_flamingo_mini(folder / "model", folder / "lm", folder / "clip")
+        parts = (folder / "model", folder / "lm", folder / "clip")
+        return model_and_tokenizer(open_flamingo_mini(*parts))
     if name == "idefics_qkln":
-        return load_idefics(folder)
+        return model_and_tokenizer(open_idefics(folder))
     clip = GOLDEN / "of_clip_vit" / "hf"
-    return load_openflamingo(folder / "checkpoint.pt", folder / "lm", clip, EVERY[name])
+    checkpoint = folder / "checkpoint.pt"
+    return model_and_tokenizer(open_openflamingo(checkpoint, folder / "lm", clip, EVERY[name]))
 
 
 @dataclass(frozen=True)
