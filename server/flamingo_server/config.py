@@ -62,6 +62,12 @@ class Settings(BaseSettings):
         pattern="^(none|int8|nf4)$",
         description="bits of the language model's layers: none, int8 or nf4",
     )
+    kernels: str = Field(
+        "auto",
+        pattern="^(auto|plain|float32|bfloat16|int8|int4)$",
+        description="how linear layers compute on a CPU; auto: in their type, packed; int8 and int4 "
+        "round all weights and are several times as fast; plain: torch's own",
+    )
     threads: int = Field(0, ge=0, description="CPU threads for the model; 0: one per core")
     max_body_bytes: int = Field(32 * MIB, gt=0, description="largest request body")
     max_media_bytes: int = Field(20 * MIB, gt=0, description="largest encoded picture or film")

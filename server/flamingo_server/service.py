@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from flamingo_model.cache import BlockCache
 from flamingo_model.flamingo import Flamingo
+from flamingo_model.packing import always_one_kernel, pack_model
 from flamingo_model.prompt import build_renderer
 from flamingo_model.templates import Templates
 
@@ -27,6 +28,7 @@ from .metrics import Metrics
 from .prompts import PromptBuilder, PromptLimits
 
 logger = logging.getLogger("flamingo_server")
+KERNELS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 Status = Literal["loading", "ready", "draining", "failed"]
 
 
@@ -75,9 +77,9 @@ class Service:
         self.settings = self.settings.model_copy(update={"max_tokens": limit})
         dtype = model.decoder.embed.weight.dtype
         limits = self.settings.engine_limits(BlockCache.bytes_per_token(config, dtype))
-        self.engine = Engine(
-            config, Runner(model, limits), self.tokenizer, limits, self.latents_store(model)
-        )
+        store = self.latents_store(model)  # named by the weights, which packing hides
+        self.pack(model)
+        self.engine = Engine(config, Runner(model, limits), self.tokenizer, limits, store)
         self.pool = MediaPool(transform, self.settings.media_limits(), self.settings.media_workers)
         self.prompts = PromptBuilder(
             build_renderer(self.tokenizer, config),
@@ -95,8 +97,18 @@ class Service:
         settings = self.settings
         if settings.latents_folder is None:
             return None
-        folder = Path(settings.latents_folder) / encoder_digest(model)
+        folder = Path(settings.latents_folder) / f"{encoder_digest(model)}-{settings.kernels}"
         return LatentsStore(folder, settings.latents_disk_bytes)
+
+    def pack(self, model: Flamingo) -> None:
+        """Gives the layers of a model on a CPU its fastest kernels. Raises PackError."""
+        weight, kind = model.decoder.embed.weight, self.settings.kernels
+        kind = KERNELS.get(weight.dtype, "plain") if kind == "auto" else kind
+        if kind == "plain" or weight.device.type != "cpu":
+            return
+        logger.info("packed: %s", pack_model(model, kind))
+        if self.settings.deterministic:
+            always_one_kernel(model)
 
     def device(self) -> str:
         if self.settings.device != "auto":

@@ -269,7 +269,7 @@ TOWERS = {
     "clip": lambda: ClipTower(vit("clip")),
     "clip with a class token": lambda: ClipTower(vit("clip", keep_class_token=True)),
     "clip with gelu": lambda: ClipTower(vit("clip", activation="gelu")),
-    "idefics": lambda: IdeficsTower(vit("idefics", activation="gelu")),
+    "idefics": lambda: IdeficsTower(vit("idefics", activation="gelu", keep_class_token=True)),
 }
 
 
