@@ -65,7 +65,7 @@ class Settings(BaseSettings):
     kernels: str = Field(
         "auto",
         pattern="^(auto|plain|float32|bfloat16|int8|int4)$",
-        description="how linear layers compute on a CPU; auto: in their type, packed; int8 and int4 "
+        description="linear layers on a CPU; auto: in their type, packed; int8 and int4 "
         "round all weights and are several times as fast; plain: torch's own",
     )
     threads: int = Field(0, ge=0, description="CPU threads for the model; 0: one per core")
