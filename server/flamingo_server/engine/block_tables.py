@@ -19,10 +19,11 @@ class BlockTables:
     def take_blocks(self, sequence: Sequence, end: int) -> list[tuple[int, int]]:
         """Returns the copies to make before: what it goes on writing to must be its own."""
         blocks, at = sequence.blocks, sequence.num_computed // self.blocks.block_size
-        copy = self.blocks.make_own(blocks, at) if at < len(blocks) else None
+        writes_to = at < len(blocks)
         num = self.blocks.blocks_for(end) - len(blocks)
         if num > 0:
             blocks += self.blocks.allocate(num, after=blocks[-1] if blocks else 0)
+        copy = self.blocks.make_own(blocks, at) if writes_to else None  # last: it may be tried again
         return [copy] if copy else []
 
     def match(self, sequence: Sequence) -> list[tuple[int, int]]:
