@@ -76,7 +76,8 @@ class BlockTables:
     def is_on_tree(self, sequence: Sequence) -> bool:
         """At the end of a block, all of it and before it registered."""
         is_known = sequence.num_registered * self.blocks.block_size == sequence.num_computed
-        return is_known and sequence.request.reuses_prefix
+        request = sequence.request  # once it has read its prompt, it needs no more of that
+        return is_known and (request.reuses_prefix or request.first_token is not None)
 
     def register(self, sequence: Sequence, end: int) -> list[int]:
         """Lets others find the blocks up to token `end`; returns those that were not known."""

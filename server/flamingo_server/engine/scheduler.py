@@ -134,10 +134,14 @@ class Scheduler:
         return False
 
     def has_room(self, request: Request) -> bool:
-        missing = (
-            self.blocks.blocks_for(len(s.tokens)) - len(s.blocks) + 1 for s in request.sequences
-        )
-        return sum(missing) <= self.blocks.num_available
+        """The whole blocks of the prompt count once: whoever comes second finds them."""
+        first, *others = request.sequences
+        shared = first.num_prompt // self.blocks.block_size
+        missing = self.blocks.blocks_for(len(first.tokens)) - len(first.blocks) + 1
+        for other in others:
+            held = max(len(other.blocks), shared)
+            missing += self.blocks.blocks_for(len(other.tokens)) - held + 1
+        return missing <= self.blocks.num_available
 
     def preempt(self, request: Request) -> None:
         """Back into the line; what it computed is found again unless the room is needed."""
