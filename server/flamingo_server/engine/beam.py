@@ -142,12 +142,15 @@ class BeamSearch:
             self.live = []
         self.commit()
 
+    @property
+    def num_candidates(self) -> int:
+        return max(2, 1 + len(self.stop_ids)) * self.options.num_beams
+
     def candidates(self, scores: Tensor) -> Iterator[Candidate]:
         """Best first, so many that `num_beams` of them do not end by a token."""
-        num_kept = max(2, 1 + len(self.stop_ids)) * self.options.num_beams
         sums = torch.tensor([b.score for b in self.live], dtype=scores.dtype, device=scores.device)
         totals = (scores + sums.unsqueeze(-1)).flatten()  # [live * vocab]
-        best = totals.topk(min(num_kept, len(totals)))
+        best = totals.topk(min(self.num_candidates, len(totals)))
         for total, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
             if not total < math.inf:
                 raise ValueError("the scores are not log-probabilities")
