@@ -189,9 +189,7 @@ class Machine(RuleBasedStateMachine):
         sequence, size = chunk.sequence, self.limits.block_size
         if chunk.begin >= sequence.num_prompt and sequence.tree is None:
             return chunk.begin + 1
-        last = (
-            sequence.num_prompt if chunk.begin < sequence.num_prompt else len(sequence.tokens)
-        )
+        last = sequence.num_prompt if chunk.begin < sequence.num_prompt else len(sequence.tokens)
         whole = (chunk.begin // size + 1) * size
         return min(last, whole, chunk.begin + self.limits.max_step_tokens)
 

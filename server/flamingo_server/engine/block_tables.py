@@ -17,13 +17,18 @@ class BlockTables:
         self.blocks, self.is_deterministic = blocks, is_deterministic
 
     def take_blocks(self, sequence: Sequence, end: int) -> list[tuple[int, int]]:
-        """Returns the copies to make before: what it goes on writing to must be its own."""
+        """Returns the copies to make before: what it goes on writing to must be its own.
+
+        Raises OutOfBlocks, with no copy left out: who tries again gets it then.
+        """
         blocks, at = sequence.blocks, sequence.num_computed // self.blocks.block_size
         writes_to = at < len(blocks)
         num = self.blocks.blocks_for(end) - len(blocks)
         if num > 0:
             blocks += self.blocks.allocate(num, after=blocks[-1] if blocks else 0)
-        copy = self.blocks.make_own(blocks, at) if writes_to else None  # last: it may be tried again
+        copy = (
+            self.blocks.make_own(blocks, at) if writes_to else None
+        )  # last: it may be tried again
         return [copy] if copy else []
 
     def match(self, sequence: Sequence) -> list[tuple[int, int]]:

@@ -121,7 +121,7 @@ class Runner:
     def span(self, chunk: Chunk, offset: int) -> Span:
         sequence, end = chunk.sequence, offset + chunk.end - chunk.begin
         blocks = tuple(sequence.blocks)
-        if sequence.tree is None:
+        if not chunk.has_tree:
             return Span(offset, end, chunk.begin, blocks)
         keys = self.tensor([sequence.position(place) for place in range(chunk.end)])
         return Span(offset, end, chunk.begin, blocks, keys, tree_mask(chunk).to(self.device))

@@ -36,9 +36,14 @@ class Chunk:
     fills: list[int]
 
     @property
+    def has_tree(self) -> bool:
+        """It reaches into a tree of candidates; the prompt before that is plain text."""
+        return self.sequence.tree is not None and self.end > self.sequence.num_prompt
+
+    @property
     def is_decode(self) -> bool:
         """One token behind all others of a plain text, which decoding has a fast way for."""
-        return self.end - self.begin == 1 and self.sequence.tree is None
+        return self.end - self.begin == 1 and not self.has_tree
 
     @property
     def wanted(self) -> range:
