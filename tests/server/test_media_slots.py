@@ -9,11 +9,15 @@ from flamingo_server.engine.media_cache import LatentsCache, MediaCache
 from flamingo_server.engine.request import Request
 
 
+def every(request: Request) -> set[int]:
+    return set(range(len(request.prompt.media)))
+
+
 def run(cache: MediaCache, *digests: str, fails: bool = False) -> Request:
     """Pins, and fills unless computing `fails`."""
     request = make_request("a", *digests)
-    assert cache.can_pin(request)
-    cache.pin(request)
+    assert cache.can_pin(request, every(request))
+    cache.pin(request, every(request))
     if not fails:
         cache.filled.update(m.digest for m in cache.missing([request]))
     return request
@@ -61,20 +65,20 @@ def test_a_pinned_picture_is_never_evicted() -> None:
     for digest in "yzw":
         cache.unpin(run(cache, digest))
     assert cache.slot_of["x"] == held.slots[0]
-    assert not cache.can_pin(make_request("a", "p", "q"))
+    assert not cache.can_pin(make_request("a", "p", "q"), {0, 1})
 
 
 def test_a_request_never_evicts_its_own_pictures() -> None:
     cache = MediaCache(2)
     cache.unpin(run(cache, "x"))
     request = run(cache, "new", "x")
-    assert len(set(request.slots)) == 2 and request.cached_media == 1
+    assert len(set(request.slots.values())) == 2 and request.cached_media == 1
 
 
 def test_a_picture_that_was_never_computed_gives_its_slot_back() -> None:
     cache = MediaCache(1)
     cache.unpin(run(cache, "bad", fails=True))
-    assert cache.free == [0] and run(cache, "good").slots == [0]
+    assert cache.free == [0] and run(cache, "good").slots == {0: 0}
 
 
 def test_a_slot_stays_while_another_request_waits_for_the_picture() -> None:
@@ -82,6 +86,15 @@ def test_a_slot_stays_while_another_request_waits_for_the_picture() -> None:
     first, second = run(cache, "x", fails=True), run(cache, "x", fails=True)
     cache.unpin(first)
     assert cache.missing([second]) and cache.slot_of["x"] == second.slots[0]
+
+
+def test_what_only_cached_tokens_look_at_is_neither_pinned_nor_computed() -> None:
+    cache = MediaCache(1)
+    request = make_request("a", "x", "y", "z")
+    assert not cache.can_pin(request, {1, 2}) and cache.can_pin(request, {2})
+    cache.pin(request, {2})
+    assert request.slots.keys() == {2} and [m.digest for m in cache.missing([request])] == ["z"]
+    assert request.cached_media == 2
 
 
 def test_integrity_sees_a_forgotten_pin() -> None:
@@ -96,12 +109,13 @@ def test_no_slot_is_lost_or_overwritten_whatever_comes_and_goes(seed: int) -> No
     cache, dice, running = MediaCache(6), random.Random(seed), list[Request]()
     for _ in range(80):
         digests = [str(dice.randint(0, 12)) for _ in range(dice.randint(0, 3))]
-        if cache.can_pin(make_request("a", *digests)):
+        if cache.can_pin(make_request("a", *digests), set(range(len(digests)))):
             running.append(run(cache, *digests, fails=dice.random() < 0.2))
         if running and dice.random() < 0.6:
             cache.unpin(running.pop(dice.randrange(len(running))))
         for request in running:
-            assert request.slots == [cache.slot_of[m.digest] for m in request.prompt.media]
+            digests = [m.digest for m in request.prompt.media]
+            assert request.slots == {i: cache.slot_of[d] for i, d in enumerate(digests)}
     for request in running:
         cache.unpin(request)
     cache.check_integrity()

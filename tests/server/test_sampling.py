@@ -3,6 +3,7 @@
 import math
 import random
 from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -11,23 +12,42 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fakes import make_request
-from flamingo_server.engine.request import Sequence
-from flamingo_server.engine.sampling import NotFiniteError, choose_token, repeated_next
+from flamingo_server.engine.request import Sampling, TokenLogprob
+from flamingo_server.engine.sampling import (
+    NotFiniteError,
+    NothingAllowedError,
+    Rules,
+    choose_token,
+    repeated_next,
+)
 
 STOP, IMAGE, SPARE = 0, 2, 9
 BANNED = [IMAGE, SPARE]
 
 
-def sequence(prompt: list[int] | None = None, seed: int = 0, **rules: Any) -> Sequence:
-    request = make_request("a", **{"temperature": 1.0, **rules})
-    request.prompt.token_ids[:] = prompt or [1]
-    request.sequences[0].random = random.Random(seed)
-    return request.sequences[0]
+@dataclass
+class Chooser:
+    """What `choose_token` needs to know of one choice."""
+
+    rules: Rules
+    prompt: list[int]
+    dice: random.Random
+    answer: list[int] = field(default_factory=list)
 
 
-def choose(logits: Tensor, given: Sequence) -> int:
-    return choose_token(logits, given, BANNED, [STOP])[0]
+def chooser(prompt: list[int] | None = None, seed: int = 0, **rules: Any) -> Chooser:
+    sampling = Sampling(**{"temperature": 1.0, **rules})
+    return Chooser(Rules(sampling, BANNED, [STOP]), prompt or [1], random.Random(seed))
+
+
+def choose_with(
+    logits: Tensor, given: Chooser, allowed: Tensor | None = None
+) -> tuple[int, TokenLogprob | None]:
+    return choose_token(logits, given.rules, given.prompt, given.answer, given.dice, allowed)
+
+
+def choose(logits: Tensor, given: Chooser, allowed: Tensor | None = None) -> int:
+    return choose_with(logits, given, allowed)[0]
 
 
 def logits(**chances: float) -> Tensor:
@@ -39,7 +59,7 @@ def logits(**chances: float) -> Tensor:
 
 
 def drawn(values: Tensor, times: int = 200, **rules: Any) -> set[int]:
-    given = sequence(**rules)
+    given = chooser(**rules)
     return {choose(values, given) for _ in range(times)}
 
 
@@ -55,20 +75,20 @@ def test_the_smallest_temperature_is_as_good_as_zero() -> None:
 
 
 def test_a_draw_follows_the_probabilities() -> None:
-    given = sequence(seed=1)
+    given = chooser(seed=1)
     counts = Counter(choose(FOUR, given) for _ in range(2000))
     assert set(counts) == {3, 4, 5, 6}
     assert 900 < counts[3] < 1100 and 530 < counts[4] < 670
 
 
 def test_the_same_seed_draws_the_same_tokens() -> None:
-    first, again, other = sequence(seed=7), sequence(seed=7), sequence(seed=8)
+    first, again, other = chooser(seed=7), chooser(seed=7), chooser(seed=8)
     draws = [[choose(FOUR, s) for _ in range(40)] for s in (first, again, other)]
     assert draws[0] == draws[1] != draws[2]
 
 
 def test_what_others_draw_changes_nothing() -> None:
-    alone, beside, neighbour = sequence(seed=3), sequence(seed=3), sequence(seed=4)
+    alone, beside, neighbour = chooser(seed=3), chooser(seed=3), chooser(seed=4)
     expected = [choose(FOUR, alone) for _ in range(20)]
     found = []
     for _ in range(20):
@@ -103,8 +123,8 @@ def test_a_repetition_penalty_makes_seen_tokens_less_likely() -> None:
 
 
 def test_no_ngram_repeats_across_prompt_and_answer() -> None:
-    given = sequence([5, 3, 7], temperature=0.0, no_repeat_ngram_size=2)
-    given.generated = [5]
+    given = chooser([5, 3, 7], temperature=0.0, no_repeat_ngram_size=2)
+    given.answer = [5]
     assert choose(FOUR, given) == 4  # "5 3" stands in the prompt
 
 
@@ -124,10 +144,10 @@ def test_repeated_next_names_exactly_the_tokens_that_complete_an_ngram(
 
 
 def test_no_stop_token_before_min_tokens() -> None:
-    given = sequence(temperature=0.0, min_tokens=1)
+    given = chooser(temperature=0.0, min_tokens=1)
     ending = logits(t0=0.9, t4=0.1)
     assert choose(ending, given) == 4
-    given.generated = [4]
+    given.answer = [4]
     assert choose(ending, given) == STOP
 
 
@@ -152,8 +172,37 @@ ANY = st.lists(
 def test_no_image_and_no_spare_token_is_ever_chosen(
     values: list[float], rules: dict[str, Any]
 ) -> None:
-    given = sequence([1, IMAGE, 3], **rules)
+    given = chooser([1, IMAGE, 3], **rules)
     assert choose(torch.tensor(values), given) not in BANNED
+
+
+def only(*ids: int) -> Tensor:
+    allowed = torch.zeros(10, dtype=torch.bool)
+    allowed[list(ids)] = True
+    return allowed
+
+
+@given(ANY, RULES, st.sets(st.sampled_from([3, 4, 5]), min_size=1))
+def test_nothing_that_a_grammar_forbids_is_ever_chosen(
+    values: list[float], rules: dict[str, Any], ids: set[int]
+) -> None:
+    assert choose(torch.tensor(values), chooser(**rules), only(*ids)) in ids
+
+
+@pytest.mark.parametrize(
+    ("rules", "ids"), [({"min_tokens": 1}, [STOP]), ({"no_repeat_ngram_size": 1}, [1])], ids=str
+)
+def test_rules_that_leave_no_token_say_so(rules: dict[str, Any], ids: list[int]) -> None:
+    with pytest.raises(NothingAllowedError):
+        choose(FOUR, chooser(**rules), only(*ids))
+
+
+@given(ANY)
+def test_the_short_way_of_a_plain_request_takes_what_the_long_one_takes(
+    values: list[float],
+) -> None:
+    plain, asked = chooser(temperature=0.0), chooser(temperature=0.0, logprobs=0)
+    assert choose(torch.tensor(values), plain) == choose(torch.tensor(values), asked)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -161,22 +210,29 @@ def test_logits_that_are_not_finite_raise(bad: float) -> None:
     values = FOUR.clone()
     values[8] = bad
     with pytest.raises(NotFiniteError):
-        choose(values, sequence())
+        choose(values, chooser())
 
 
 def test_logits_are_left_as_they_were() -> None:
     before = FOUR.clone()
-    choose(FOUR, sequence(repetition_penalty=2.0, no_repeat_ngram_size=1, prompt=[3]))
+    choose(FOUR, chooser(repetition_penalty=2.0, no_repeat_ngram_size=1, prompt=[3]))
     assert torch.equal(FOUR, before)
 
 
 def test_logprobs_are_of_the_model_itself_before_any_rule() -> None:
-    given = sequence(temperature=0.0, logprobs=2, repetition_penalty=50.0, prompt=[3])
-    token, found = choose_token(logits(t3=0.75, t4=0.25), given, BANNED, [STOP])
+    given = chooser(temperature=0.0, logprobs=2, repetition_penalty=50.0, prompt=[3])
+    token, found = choose_with(logits(t3=0.75, t4=0.25), given)
     assert found is not None and found.token_id == token
     assert [id for id, _ in found.top] == [3, 4]
     assert [round(math.exp(p), 3) for _, p in found.top] == [0.75, 0.25]
 
 
+def test_banned_tokens_take_no_share_of_the_logprobs() -> None:
+    given = chooser(temperature=0.0, logprobs=3)
+    _, found = choose_with(logits(t2=0.5, t3=0.3, t4=0.2), given)
+    assert found is not None
+    assert [round(math.exp(p), 3) for _, p in found.top[:2]] == [0.6, 0.4]
+
+
 def test_no_logprobs_unless_asked_for() -> None:
-    assert choose_token(FOUR, sequence(), BANNED, [STOP])[1] is None
+    assert choose_with(FOUR, chooser())[1] is None

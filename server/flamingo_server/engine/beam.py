@@ -142,9 +142,13 @@ class BeamSearch:
             self.live = []
         self.commit()
 
+    @property
+    def num_candidates(self) -> int:
+        return max(2, 1 + len(self.stop_ids)) * self.options.num_beams
+
     def candidates(self, scores: Tensor) -> Iterator[Candidate]:
         """Best first, so many that `num_beams` of them do not end by a token."""
-        num_kept = max(2, 1 + len(self.stop_ids)) * self.options.num_beams
+        num_kept = self.num_candidates
         best = scores.topk(min(num_kept, scores.shape[-1]))  # of each beam: cheaper than of all
         sums = torch.tensor([[beam.score] for beam in self.live], dtype=scores.dtype)
         totals, order = (best.values.cpu() + sums).flatten().sort(descending=True, stable=True)

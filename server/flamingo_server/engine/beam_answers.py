@@ -5,19 +5,20 @@ can still win have in common is sent at once.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .answers import Host, announce
+from .answers import Host, PromptLogprobs, announce
 from .beam import BeamOptions, BeamSearch
 from .detokenize import Detokenizer
 from .request import Draft, FinishReason, Request, Sequence, Task, TokenLogprob
 from .sampling import Rules, check_finite
 
 if TYPE_CHECKING:
-    pass  # its library is loaded for the first constraint
+    from .constraints import Matcher  # its library is loaded for the first constraint
 
 Answer = tuple[int, ...]
 
@@ -41,18 +42,24 @@ class BeamAnswers(Task):
         num_prompt = len(request.prompt.token_ids)
         self.search = BeamSearch(options, num_prompt, rules.stop_ids, self.ends_text)
         self.beams = list(request.sequences)
-        self.matchers = [sampling.grammar.start()] if sampling.grammar else []
+        self.matchers: list[Matcher] = [sampling.grammar.start()] if sampling.grammar else []
         self.logits: dict[Sequence, Tensor] = {}
-        self.logprobs = BeamLogprobs(sampling.logprobs, sampling.num_beams)
+        self.logprobs = BeamLogprobs(sampling.logprobs, self.search.num_candidates)
+        self.prompt_logprobs = PromptLogprobs(request.prompt.token_ids, rules)
 
     def take(self, sequence: Sequence, first: int, logits: Tensor) -> None:
+        if self.request.first_token is None:
+            self.prompt_logprobs.read(first, logits)
+        if sequence not in self.beams or first + len(logits) < len(sequence.tokens):
+            return  # the search went on while this was computed once more, or it is half a prompt
         self.logits[sequence] = logits[-1]
         if all(beam in self.logits for beam in self.beams):
             self.step()
 
     def step(self) -> None:
         if self.request.first_token is None:
-            announce(self.request)
+            self.beams[0].logits_from = None
+            announce(self.request, self.prompt_logprobs.found)
         parents = self.search.step(torch.stack([self.scores(i) for i in range(len(self.beams))]))
         self.logits.clear()
         self.follow(parents)
@@ -104,8 +111,11 @@ class BeamAnswers(Task):
             choice.add(token_ids[at], self.logprobs.find(token_ids[: at + 1]), is_end)
 
     def end(self, reason: FinishReason | None = None) -> None:
-        """Rules that leave fewer than `n` hypotheses leave fewer choices."""
-        for choice, found in zip(self.request.choices, self.search.results(), strict=False):
+        """Where rules and constraint leave fewer answers than asked for, the others are errors."""
+        for choice, found in zip_longest(self.request.choices, self.search.results()):
+            if found is None:
+                choice.finish("error")
+                continue
             self.add(choice.index, found.token_ids)
             choice.finish(reason or found.finish_reason, found.score)
         self.host.close(self.request, self.request.ended())
@@ -125,8 +135,8 @@ class BeamAnswers(Task):
 class BeamLogprobs:
     """What the model itself gave the tokens that a search may take, if asked for."""
 
-    def __init__(self, num_top: int | None, num_beams: int) -> None:
-        self.num_top, self.num_taken = num_top, 2 * num_beams + 2
+    def __init__(self, num_top: int | None, num_taken: int) -> None:
+        self.num_top, self.num_taken = num_top, num_taken
         self.found: dict[Answer, tuple[dict[int, float], list[tuple[int, float]]]] = {}
 
     def note(self, answer: Answer, raw: Tensor, scores: Tensor) -> None:

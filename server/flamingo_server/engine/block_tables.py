@@ -17,12 +17,18 @@ class BlockTables:
         self.blocks, self.is_deterministic = blocks, is_deterministic
 
     def take_blocks(self, sequence: Sequence, end: int) -> list[tuple[int, int]]:
-        """Returns the copies to make before: what it goes on writing to must be its own."""
+        """Returns the copies to make before: what it goes on writing to must be its own.
+
+        Raises OutOfBlocks, with no copy left out: who tries again gets it then.
+        """
         blocks, at = sequence.blocks, sequence.num_computed // self.blocks.block_size
-        copy = self.blocks.make_own(blocks, at) if at < len(blocks) else None
+        writes_to = at < len(blocks)
         num = self.blocks.blocks_for(end) - len(blocks)
         if num > 0:
             blocks += self.blocks.allocate(num, after=blocks[-1] if blocks else 0)
+        copy = (
+            self.blocks.make_own(blocks, at) if writes_to else None
+        )  # last: it may be tried again
         return [copy] if copy else []
 
     def match(self, sequence: Sequence) -> list[tuple[int, int]]:
@@ -75,7 +81,8 @@ class BlockTables:
     def is_on_tree(self, sequence: Sequence) -> bool:
         """At the end of a block, all of it and before it registered."""
         is_known = sequence.num_registered * self.blocks.block_size == sequence.num_computed
-        return is_known and sequence.request.reuses_prefix
+        request = sequence.request  # once it has read its prompt, it needs no more of that
+        return is_known and (request.reuses_prefix or request.first_token is not None)
 
     def register(self, sequence: Sequence, end: int) -> list[int]:
         """Lets others find the blocks up to token `end`; returns those that were not known."""

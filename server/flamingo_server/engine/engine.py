@@ -18,7 +18,7 @@ from torch import Tensor
 from flamingo_model.config import FlamingoConfig
 from flamingo_model.prompt import MARKERS
 
-from ..errors import DeadlineExceeded, Draining, EngineFailure, QueueFull
+from ..errors import DeadlineExceeded, Draining, EngineFailure, FlamingoError, QueueFull
 from .answers import SampledAnswers
 from .beam_answers import BeamAnswers
 from .blocks import BlockPool
@@ -307,8 +307,8 @@ class Engine:
                 if request.first_token is None:
                     raise DeadlineExceeded("deadline_ms passed before the first token")
                 request.task.stop("timeout")
-            except DeadlineExceeded as error:
-                self.fail(request, error)
+            except Exception as error:
+                self.fail(request, failure(error))
 
     def load_media(self) -> None:
         """Pictures not seen before are encoded, few at a time while others wait for their tokens;
@@ -327,9 +327,8 @@ class Engine:
         self.num_steps += 1
         logits = self.runner.step(plan)
         self.scheduler.commit(plan)
-        begin = 0
-        for chunk in plan.in_order():
-            wanted = chunk.wanted
+        begin, wants = 0, [(chunk, chunk.wanted) for chunk in plan.in_order()]  # tasks change them
+        for chunk, wanted in wants:
             if wanted:
                 self.hand_over(chunk.sequence, wanted.start, logits[begin : begin + len(wanted)])
             begin += len(wanted)
@@ -386,5 +385,7 @@ def token_id(tokenizer: Tokenizer, token: str) -> int:
 
 
 def failure(error: Exception) -> Exception:
-    """What the client is told: never the inside of the engine."""
+    """What the client is told: its own mistakes, and never the inside of the engine."""
+    if isinstance(error, FlamingoError):
+        return error
     return EngineFailure(f"the engine could not finish this request ({type(error).__name__})")

@@ -105,13 +105,13 @@ class Runner:
                 spans.append(self.span(chunk, offset))
                 runs += media_runs(chunk, offset)
             offset += chunk.end - chunk.begin
-        decodes = [chunk.sequence for chunk in chunks if chunk.is_decode]
+        decodes = [chunk for chunk in chunks if chunk.is_decode]
         tokens = [(c.sequence, place) for c in chunks for place in range(c.begin, c.end)]
         return Batch(
             token_ids=self.tensor([s.tokens[place] for s, place in tokens]),
             positions=self.tensor([s.position(place) for s, place in tokens]),
             places=self.tensor([self.place(s, place) for s, place in tokens]),
-            decodes=tuple(tuple(s.blocks) for s in decodes),
+            decodes=tuple(tuple(chunk.sequence.blocks) for chunk in decodes),
             media_slots=self.media_slots(decodes),
             spans=tuple(spans),
             runs=tuple(runs),
@@ -124,14 +124,14 @@ class Runner:
     def span(self, chunk: Chunk, offset: int) -> Span:
         sequence, end = chunk.sequence, offset + chunk.end - chunk.begin
         blocks = tuple(sequence.blocks)
-        if sequence.tree is None:
+        if not chunk.has_tree:
             return Span(offset, end, chunk.begin, blocks)
         keys = self.tensor([sequence.position(place) for place in range(chunk.end)])
         return Span(offset, end, chunk.begin, blocks, keys, tree_mask(chunk).to(self.device))
 
-    def media_slots(self, decodes: list[Sequence]) -> Tensor:
+    def media_slots(self, decodes: list[Chunk]) -> Tensor:
         """What each decode sees: one slot [B], or all so far [B, M] with -1 on the left."""
-        seen = [seen_slots(s, len(s.tokens) - 1) for s in decodes]
+        seen = [seen_slots(chunk.sequence, chunk.begin) for chunk in decodes]
         width = max([1, *map(len, seen)])
         flat = [slot for slots in seen for slot in [-1] * (width - len(slots)) + slots]
         slots = self.tensor(flat).view(-1, width)

@@ -36,9 +36,14 @@ class Chunk:
     fills: list[int]
 
     @property
+    def has_tree(self) -> bool:
+        """It reaches into a tree of candidates; the prompt before that is plain text."""
+        return self.sequence.tree is not None and self.end > self.sequence.num_prompt
+
+    @property
     def is_decode(self) -> bool:
         """One token behind all others of a plain text, which decoding has a fast way for."""
-        return self.end - self.begin == 1 and self.sequence.tree is None
+        return self.end - self.begin == 1 and not self.has_tree
 
     @property
     def wanted(self) -> range:
@@ -134,10 +139,14 @@ class Scheduler:
         return False
 
     def has_room(self, request: Request) -> bool:
-        missing = (
-            self.blocks.blocks_for(len(s.tokens)) - len(s.blocks) + 1 for s in request.sequences
-        )
-        return sum(missing) <= self.blocks.num_available
+        """The whole blocks of the prompt count once: whoever comes second finds them."""
+        first, *others = request.sequences
+        shared = first.num_prompt // self.blocks.block_size
+        missing = self.blocks.blocks_for(len(first.tokens)) - len(first.blocks) + 1
+        for other in others:
+            held = max(len(other.blocks), shared)
+            missing += self.blocks.blocks_for(len(other.tokens)) - held + 1
+        return missing <= self.blocks.num_available
 
     def preempt(self, request: Request) -> None:
         """Back into the line; what it computed is found again unless the room is needed."""
@@ -185,7 +194,9 @@ class Scheduler:
         for sequence in list(request.sequences):
             missing = len(sequence.tokens) - sequence.num_computed
             budget = self.max_step_tokens - plan.num_tokens
-            if not missing or budget <= 0 or is_decoding(sequence) != wants_decodes:
+            if not missing or is_decoding(sequence) != wants_decodes:
+                continue
+            if budget < (1 if wants_decodes else self.least_chunk):
                 continue
             try:
                 plan.chunks.append(self.next_chunk(plan, sequence, budget))
@@ -197,13 +208,26 @@ class Scheduler:
     def next_chunk(self, plan: Plan, sequence: Sequence, budget: int) -> Chunk:
         """Raises OutOfBlocks."""
         copies = [] if is_decoding(sequence) else self.tables.match(sequence)
-        begin, size = sequence.num_computed, self.blocks.block_size
-        end = min(len(sequence.tokens), begin + budget)
-        if self.is_deterministic:
-            end = min(end, (begin // size + 1) * size)
+        begin, end = sequence.num_computed, self.chunk_end(sequence, budget)
         copies += self.make_room(plan, sequence, end)
         fills = [] if is_decoding(sequence) else self.tables.register(sequence, end)
         return Chunk(sequence, begin, end, copies, fills)
+
+    @property
+    def least_chunk(self) -> int:
+        """Of a prompt. If numbers must not depend on company, nor may the cuts."""
+        size = self.blocks.block_size
+        return min(size, self.max_step_tokens) if self.is_deterministic else 1
+
+    def chunk_end(self, sequence: Sequence, budget: int) -> int:
+        begin, size = sequence.num_computed, self.blocks.block_size
+        end = min(len(sequence.tokens), begin + budget)
+        if not self.is_deterministic:
+            return end
+        end = min(end, begin + self.max_step_tokens, (begin // size + 1) * size)
+        if begin < sequence.num_prompt:
+            return min(end, sequence.num_prompt)
+        return end if sequence.tree else begin + 1  # as it was when it was generated
 
     def make_room(self, plan: Plan, sequence: Sequence, end: int) -> list[tuple[int, int]]:
         """Blocks for the tokens up to `end`, those of the last in rank if there is no other."""
