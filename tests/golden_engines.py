@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from fakes import Answer, score, submit
-from flamingo_model.checkpoints.flamingo_mini import load_flamingo_mini
-from flamingo_model.checkpoints.idefics import load_idefics
-from flamingo_model.checkpoints.openflamingo import load_openflamingo
-from flamingo_model.flamingo import Flamingo
 from flamingo_model.prompt import build_renderer
 from flamingo_server.engine.engine import Engine
 from flamingo_server.engine.limits import EngineLimits
 from flamingo_server.engine.request import Media, Prompt, Sampling
 from flamingo_server.engine.runner import Runner
-from golden_sets import GOLDEN, GoldenSet
-
-EVERY = {"of_opt_x1": 1, "of_mpt_x2": 2, "of_neox_x2": 2}
-
-
-@cache
-def loaded(name: str) -> tuple[Flamingo, Tokenizer]:
-    folder = GOLDEN / name
-    if name == "fm_opt":
-        return load_flamingo_mini(folder / "model", folder / "lm", folder / "clip")
-    if name == "idefics_qkln":
-        return load_idefics(folder)
-    clip = GOLDEN / "of_clip_vit" / "hf"
-    return load_openflamingo(folder / "checkpoint.pt", folder / "lm", clip, EVERY[name])
+from golden_sets import GOLDEN, GoldenSet, loaded
 
 
 class RecordedPixels(Runner):
@@ -51,7 +31,7 @@ def new_engine(name: str, stop: list[int] | None = None, **given: int) -> Engine
     engine = Engine(model.config, RecordedPixels(model, limits), tokenizer, limits)
     if stop is not None:
         engine.stop_ids = stop
-        engine.banned = []  # the references ban nothing
+        engine.banned = torch.tensor([], dtype=torch.long)  # the references ban nothing
     return engine
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from flamingo_model.checkpoints.checkpoint import Checkpoint
+from flamingo_model.checkpoints.flamingo_mini import open_flamingo_mini
+from flamingo_model.checkpoints.idefics import open_idefics
+from flamingo_model.checkpoints.openflamingo import open_openflamingo
 from flamingo_model.flamingo import Flamingo
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -20,6 +24,23 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def model_and_tokenizer(opened: Checkpoint) -> tuple[Flamingo, Tokenizer]:
     return opened.load(), opened.tokenizer
+
+
+EVERY = {"of_opt_x1": 1, "of_mpt_x2": 2, "of_neox_x2": 2}
+"""How many layers there are for each cross-attention, in OpenFlamingo's sets."""
+
+
+@cache
+def loaded(name: str) -> tuple[Flamingo, Tokenizer]:
+    """The set of that name, read as its family is."""
+    folder, clip = GOLDEN / name, GOLDEN / "of_clip_vit" / "hf"
+    if name == "fm_opt":
+        parts = (folder / "model", folder / "lm", folder / "clip")
+        return model_and_tokenizer(open_flamingo_mini(*parts))
+    if name == "idefics_qkln":
+        return model_and_tokenizer(open_idefics(folder))
+    checkpoint = folder / "checkpoint.pt"
+    return model_and_tokenizer(open_openflamingo(checkpoint, folder / "lm", clip, EVERY[name]))
 
 
 @dataclass(frozen=True)

@@ -4,44 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from beams import LogProbs, finished, processed, remembered
 from flamingo_model.attention import DenseCrossAttention, DenseSelfAttention, no_media
-from flamingo_model.checkpoints.flamingo_mini import open_flamingo_mini
-from flamingo_model.checkpoints.idefics import open_idefics
-from flamingo_model.checkpoints.openflamingo import open_openflamingo
 from flamingo_model.cross_attention import media_mask
-from flamingo_model.flamingo import Flamingo
 from flamingo_model.positions import reach
 from flamingo_model.prompt import build_renderer
 from flamingo_server.engine.beam import BeamOptions, BeamSearch, Hypothesis
-from golden_sets import GOLDEN, GoldenSet, model_and_tokenizer
+from golden_sets import EVERY, GOLDEN, GoldenSet, loaded
 
-EVERY = {"of_opt_x1": 1, "of_mpt_x2": 2, "of_neox_x2": 2}
 RULES = ["generated", "total"]
 BEAMS = 3
 BESIDE = {"of_mpt_x2", "of_neox_x2"}  # every day, of_opt_x1 stands for their batches
 NUM_NEW = 12
-
-
-@cache
-def loaded(name: str) -> tuple[Flamingo, Tokenizer]:
-    folder = GOLDEN / name
-    if name == "fm_opt":
-        parts = (folder / "model", folder / "lm", folder / "clip")
-        return model_and_tokenizer(open_flamingo_mini(*parts))
-    if name == "idefics_qkln":
-        return model_and_tokenizer(open_idefics(folder))
-    clip = GOLDEN / "of_clip_vit" / "hf"
-    checkpoint = folder / "checkpoint.pt"
-    return model_and_tokenizer(open_openflamingo(checkpoint, folder / "lm", clip, EVERY[name]))
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 
 from fakes import Answer, drive
 from flamingo_server.engine.request import Finished
-from golden_engines import EVERY, answer, new_engine, rank, recorded
-from golden_sets import GOLDEN, GoldenSet
+from golden_engines import answer, new_engine, rank, recorded
+from golden_sets import EVERY, GOLDEN, GoldenSet
 
 BEAMS = 3
 NUM_NEW = 12
