@@ -18,6 +18,7 @@ from .paged_attention import Batch, CachedSelfAttention
 
 PROGRAMS = 512  # about as many keep a large GPU busy
 PART_KEYS = 128  # fewer are not worth a part of their own
+TILE_NUMBERS = 4096  # of keys, held in registers at once
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def flash_attend(q: Tensor, k: Tensor, v: Tensor, table: Table) -> Tensor:
         BLOCK_SIZE=block_size,
         HEAD_DIM=head_dim,
         DIMS=dims,
-        TILE=max(16, 4096 // dims),
+        TILE=max(16, TILE_NUMBERS // dims),
         PARTS=parts,
         HAS_SLOPES=table.slopes is not None,
         WINDOW=table.window or 0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flamingo_model.config import FlamingoConfig
-from flamingo_model.cuda_attention import fastest_attend, gathered_attend
+from flamingo_model.cuda_attention import fastest_attend, flash_attend, gathered_attend
 from flamingo_model.decode_graph import (
     DecodeGraphs,
     DecodeRow,
@@ -78,6 +79,20 @@ def test_a_graph_answers_as_the_eager_way_does(kind: str, sees_all: bool) -> Non
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning")
+def test_a_graph_reads_its_tables_with_kernels_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the interpreter; what is marked for a GPU runs them there."""
+    if torch.cuda.is_available():
+        pytest.skip("kernels are compiled here, and the caches of this test lie on the CPU")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # read when the kernels are first imported
+    pytest.importorskip("triton")
+    cached, chunks = prepared(make_config("alibi", sees_all=True))
+    graphs = make_graphs(cached, max_rows=8)
+    graphs.attend = flash_attend
+    found, expected = both(cached, chunks[:3], graphs)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("num", [1, 2, 3, 4])
 def test_rows_fill_the_next_larger_graph_and_padding_changes_nothing(num: int) -> None:
     cached, chunks = prepared()
@@ -86,6 +101,15 @@ def test_rows_fill_the_next_larger_graph_and_padding_changes_nothing(num: int) -
         found, expected = both(cached, some, graphs)
         assert found.shape == (num, cached.model.config.decoder.vocab_size)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("num", "size"), [(1, 1), (2, 2), (3, 4), (4, 4)])
+def test_the_smallest_graph_that_fits_runs(num: int, size: int) -> None:
+    cached, chunks = prepared()
+    graphs = make_graphs(cached)
+    graphs.graphs = {n: partial(torch.full, (n, 1), n) for n in graphs.graphs}
+    ran = graphs.run([row_of(chunk, cached) for chunk in chunks[:num]])
+    assert ran.tolist() == [[size]] * num
 
 
 def test_a_narrow_run_after_a_wide_one_sees_nothing_of_it() -> None:
@@ -100,10 +124,14 @@ def test_a_narrow_run_after_a_wide_one_sees_nothing_of_it() -> None:
 
 def test_a_run_writes_its_own_places_and_scratch_only() -> None:
     cached, chunks = prepared()
-    rows = [row_of(chunk, cached) for chunk in chunks[:3]]
-    before = cached.blocks.k.clone(), cached.blocks.v.clone()
-    make_graphs(cached, max_rows=8).run(rows)
-    for old, new in zip(before, (cached.blocks.k, cached.blocks.v), strict=True):
+    graphs, *rows = make_graphs(cached, 8), *(row_of(chunk, cached) for chunk in chunks)
+    graphs.run(rows)  # nothing of its last row is left for the next
+    caches, rows = (cached.blocks.k, cached.blocks.v), rows[:3]
+    for cache in caches:
+        cache[:, cached.layout.block_size :] = 7.0
+    before = [cache.clone() for cache in caches]
+    graphs.run(rows)
+    for old, new in zip(before, caches, strict=True):
         touched = (old != new).flatten(2).any(-1).any(0).nonzero().flatten().tolist()
         assert touched == sorted([*(row.place for row in rows), cached.blocks.scratch])
         assert (new[:, : cached.layout.block_size] == 0).all()

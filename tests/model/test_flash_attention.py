@@ -39,7 +39,7 @@ from tiny import tiny_config
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-LENGTHS = [1, 4, 5, 8, 17, 48]  # with blocks of 4: one key, whole blocks, all there are
+LENGTHS = [1, 4, 5, 17, 48]  # with blocks of 4: one key, whole blocks, all there are
 
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -50,6 +50,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "one-head": {"num_kv_heads": 1},
     "odd-dims": {"head_dim": 12},
 }
+
+
+@pytest.fixture(params=["whole", "tiled", "split"])
+def cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys in one go, one tile after the other, or by several programs, 16 keys each."""
+    monkeypatch.setattr(cuda_attention, "TILE_NUMBERS", 4096 if request.param == "whole" else 1)
+    monkeypatch.setattr(cuda_attention, "PART_KEYS", 8 if request.param == "split" else 128)
 
 
 @pytest.fixture(params=["gathered", "flash"])
@@ -103,21 +110,18 @@ def decoding(lengths: list[int], *spans: Span) -> Batch:
 
 
 def queries(cache: BlockCache, num: int) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v of new tokens."""
+    """q, k and v of new tokens; the scores are far apart."""
     heads = len(cache.reach.slopes) or 6
     kv_heads, dim = cache.k.shape[-2:]
     heads = heads if heads % kv_heads == 0 else kv_heads
     shapes = (heads, kv_heads, kv_heads)
     q, k, v = (noise(num, n, dim, seed=i).to(cache.k.dtype) for i, n in enumerate(shapes))
-    return q, k, v
+    return 3 * q, k, v
 
 
-@pytest.mark.parametrize("part_keys", [128, 8], ids=["whole", "split"])
+@pytest.mark.usefixtures("cut")
 @pytest.mark.parametrize("kind", KINDS)
-def test_decoding_rows_see_what_the_portable_way_shows(
-    attend: Attend, kind: str, part_keys: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cuda_attention, "PART_KEYS", part_keys)
+def test_decoding_rows_see_what_the_portable_way_shows(attend: Attend, kind: str) -> None:
     batch, caches = decoding(LENGTHS), (filled_cache(kind), filled_cache(kind))
     new = queries(caches[0], len(LENGTHS))
     found = FlashSelfAttention(caches[0], batch, attend)(1, *new)
@@ -160,11 +164,8 @@ def test_bfloat16_agrees_within_its_steps(attend: Attend, kind: str) -> None:
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
 
 
-@pytest.mark.parametrize("part_keys", [128, 8], ids=["whole", "split"])
-def test_a_row_without_keys_gets_zero(
-    attend: Attend, part_keys: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cuda_attention, "PART_KEYS", part_keys)
+@pytest.mark.usefixtures("cut")
+def test_a_row_without_keys_gets_zero(attend: Attend) -> None:
     cache = filled_cache("plain")
     table = Table(integers([[3, 4, 5, 6, 7]] * 2), integers([0, 6]))
     out = attend(noise(2, 2, 16), *cache.in_blocks(0), table)

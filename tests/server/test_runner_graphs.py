@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from fakes import IMAGE, TOKENIZER, Answer, drive, step, submit, text_ids
@@ -16,6 +17,7 @@ from flamingo_server.engine.engine import Engine
 from flamingo_server.engine.limits import EngineLimits
 from flamingo_server.engine.request import Media, Prompt, Sampling
 from flamingo_server.engine.runner import Runner
+from flamingo_server.engine.scheduler import Chunk
 from tiny import tiny_config, tiny_model
 
 LIMITS = EngineLimits(max_running=6, max_length=96, num_blocks=300, block_size=4)
@@ -29,19 +31,38 @@ class CountingGraphs(DecodeGraphs):
         return super().run(rows)
 
 
+class CheckedRunner(Runner):
+    """Runs every step of a graph eagerly, too, and compares."""
+
+    tolerance, num_replayed = 0.0, 0
+
+    def forward(self, chunks: list[Chunk]) -> Tensor:
+        found = super().forward(chunks)
+        self.graphs, graphs = None, self.graphs
+        eager = super().forward(chunks)
+        self.graphs = graphs
+        torch.testing.assert_close(found, eager, rtol=self.tolerance, atol=self.tolerance)
+        self.num_replayed += all(chunk.is_decode for chunk in chunks)
+        return found
+
+
+def make_engine(runner: Runner) -> Engine:
+    return Engine(runner.model.config, runner, TOKENIZER, LIMITS)
+
+
 def plain_engine(config: FlamingoConfig) -> Engine:
-    model = tiny_model(config=config)
-    return Engine(config, Runner(model, LIMITS), TOKENIZER, LIMITS)
+    return make_engine(Runner(tiny_model(config=config), LIMITS))
 
 
 def gpu_like_engine(config: FlamingoConfig, max_blocks: int = 24) -> Engine:
     """Its attention gathers, where a GPU's has kernels."""
-    engine = plain_engine(config)
-    runner = engine.runner
-    sizes = LIMITS.max_running, max_blocks
-    runner.is_on_gpu = True
+    runner, sizes = (
+        CheckedRunner(tiny_model(config=config), LIMITS),
+        (LIMITS.max_running, max_blocks),
+    )
+    runner.is_on_gpu, runner.tolerance = True, 1e-5
     runner.graphs = CountingGraphs(runner.model, runner.blocks, runner.slots, *sizes)
-    return engine
+    return make_engine(runner)
 
 
 def ask(engine: Engine, text: str, num_media: int, **rules: object) -> Answer:
@@ -86,6 +107,25 @@ def test_what_no_graph_holds_runs_without_one() -> None:
     engine, config = gpu_like_engine(tiny_config(), max_blocks=3), tiny_config()
     for found, expected in zip(answers(engine), answers(plain_engine(config)), strict=True):
         assert found.token_ids() == expected.token_ids()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)], ids=str
+)
+def test_replayed_logits_are_those_of_an_eager_step(dtype: torch.dtype, tolerance: float) -> None:
+    runner = CheckedRunner(tiny_model().to("cuda", dtype), LIMITS)
+    runner.tolerance = tolerance
+    answers(make_engine(runner))
+    assert runner.graphs is not None and runner.num_replayed > 10
+
+
+@pytest.mark.gpu
+def test_a_gpu_answers_as_a_cpu_does_in_float32() -> None:
+    found = answers(make_engine(Runner(tiny_model().to("cuda"), LIMITS)))
+    for one, other in zip(found, answers(plain_engine(tiny_config())), strict=True):
+        for index in range(2):
+            assert one.token_ids(index) == other.token_ids(index)
 
 
 def test_on_a_cpu_there_are_no_graphs() -> None:
