@@ -56,12 +56,10 @@ def plain_engine(config: FlamingoConfig) -> Engine:
 
 def gpu_like_engine(config: FlamingoConfig, max_blocks: int = 24) -> Engine:
     """Its attention gathers, where a GPU's has kernels."""
-    runner, sizes = (
-        CheckedRunner(tiny_model(config=config), LIMITS),
-        (LIMITS.max_running, max_blocks),
-    )
+    model, sizes = tiny_model(config=config), (LIMITS.max_running, max_blocks)
+    runner = CheckedRunner(model, LIMITS)
     runner.is_on_gpu, runner.tolerance = True, 1e-5
-    runner.graphs = CountingGraphs(runner.model, runner.blocks, runner.slots, *sizes)
+    runner.graphs = CountingGraphs(model, runner.blocks, runner.slots, *sizes)
     return make_engine(runner)
 
 
@@ -82,6 +80,7 @@ def answers(engine: Engine) -> list[Answer]:
         found.append(ask(engine, "what is it " * (1 + num % 3), num % 3, **rules))
         step(engine, 3)
     drive(engine)
+    assert all(answer.names[-1] == "Ended" for answer in found)  # no step failed
     return found
 
 
