@@ -1,7 +1,8 @@
 """Attention through the caches as a GPU wants it: blocks are read where they are, by block tables.
 
 All shapes are known without a look at the numbers, so that a step may be captured as a CUDA graph
-(`decode_graph`). The kernels have been checked in Triton's interpreter, never yet on a GPU.
+(`decode_graph`). The kernels are checked in Triton's interpreter, and compile for A100 and H100;
+they have never yet run on a GPU.
 """
 
 from __future__ import annotations
@@ -74,33 +75,34 @@ def flash_attend(q: Tensor, k: Tensor, v: Tensor, table: Table) -> Tensor:
     out = q.new_empty(rows, heads, head_dim)
     halfway = out if parts == 1 else q.new_empty(rows, heads, parts, head_dim, dtype=torch.float32)
     peaks, sums = q.new_empty(2, rows, heads, parts, dtype=torch.float32)
-    attend_part[(rows, heads, parts)](
-        q,
-        k,
-        v,
-        halfway,
-        peaks,
-        sums,
-        table.blocks,
-        table.lengths.contiguous(),
-        q if table.slopes is None else table.slopes,
-        head_dim**-0.5,
-        *q.stride()[:2],
-        *k.stride()[:3],
-        *table.blocks.stride(),
-        GROUP=heads // kv_heads,
-        BLOCK_SIZE=block_size,
-        HEAD_DIM=head_dim,
-        DIMS=dims,
-        TILE=max(16, TILE_NUMBERS // dims),
-        PARTS=parts,
-        HAS_SLOPES=table.slopes is not None,
-        WINDOW=table.window or 0,
-    )
-    if parts > 1:
-        join_parts[(rows * heads,)](
-            halfway, peaks, sums, out, HEAD_DIM=head_dim, DIMS=dims, PARTS=parts
+    with torch.cuda.device_of(q):  # Triton launches on the current one
+        attend_part[(rows, heads, parts)](
+            q,
+            k,
+            v,
+            halfway,
+            peaks,
+            sums,
+            table.blocks,
+            table.lengths.contiguous(),
+            q if table.slopes is None else table.slopes,
+            head_dim**-0.5,
+            *q.stride()[:2],
+            *k.stride()[:3],
+            *table.blocks.stride(),
+            GROUP=heads // kv_heads,
+            BLOCK_SIZE=block_size,
+            HEAD_DIM=head_dim,
+            DIMS=dims,
+            TILE=max(16, TILE_NUMBERS // dims),
+            PARTS=parts,
+            HAS_SLOPES=table.slopes is not None,
+            WINDOW=table.window or 0,
         )
+        if parts > 1:
+            join_parts[(rows * heads,)](
+                halfway, peaks, sums, out, HEAD_DIM=head_dim, DIMS=dims, PARTS=parts
+            )
     return out
 
 
