@@ -15,8 +15,9 @@ from .positions import reach
 class BlockCache:
     """Keys and values of all sequences, [layers, places, kv_heads, head_dim].
 
-    Block b is places b * block_size and on; block 0 stays zero, for padding. `reach` is the model's
-    rule of what a query sees.
+    Block b is places b * block_size and on; block 0 stays zero, for padding, and behind the last
+    one is place `scratch`, which may be written to and is never read. `reach` is the model's rule
+    of what a query sees.
     """
 
     def __init__(
@@ -28,8 +29,8 @@ class BlockCache:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         decoder = config.decoder
-        num_places = (num_blocks + 1) * block_size
-        shape = (decoder.num_layers, num_places, decoder.kv_heads, decoder.head_dim)
+        self.scratch = (num_blocks + 1) * block_size
+        shape = (decoder.num_layers, self.scratch + block_size, decoder.kv_heads, decoder.head_dim)
         self.num_blocks, self.block_size = num_blocks, block_size
         self.reach = reach(decoder)
         self.k = torch.zeros(shape, device=device, dtype=dtype)
@@ -44,6 +45,11 @@ class BlockCache:
         """Stores k and v [N, kv_heads, head_dim] of N tokens at their places."""
         self.k[layer].index_copy_(0, places, k)
         self.v[layer].index_copy_(0, places, v)
+
+    def in_blocks(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Views of a layer's keys and values, [blocks, block_size, kv_heads, head_dim]."""
+        k, v = (x[layer].unflatten(0, (-1, self.block_size)) for x in (self.k, self.v))
+        return k, v
 
     def copy_block(self, source: int, target: int) -> None:
         begin, end = source * self.block_size, target * self.block_size
@@ -73,3 +79,7 @@ class MediaSlots:
         """Stores [blocks, N, heads, R, head_dim] in N slots."""
         self.k[:, slots] = media.k
         self.v[:, slots] = media.v
+
+    def in_blocks(self, block: int) -> tuple[Tensor, Tensor]:
+        """The same views of a cross-attention block: a slot is a block of R keys."""
+        return self.k[block].transpose(1, 2), self.v[block].transpose(1, 2)

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from flamingo_model.cache import BlockCache, MediaSlots
+from flamingo_model.cuda_attention import FlashSelfAttention, fastest_attend
+from flamingo_model.decode_graph import DecodeGraphs, DecodeRow, is_capturable, on_host
+from flamingo_model.decoder import SelfAttend
 from flamingo_model.flamingo import Flamingo
 from flamingo_model.paged_attention import (
     Batch,
@@ -39,6 +42,14 @@ class Runner:
         self.transform = model.config.vision.pixel_transform()
         self.blocks = BlockCache(model.config, limits.num_blocks, limits.block_size, device, dtype)
         self.slots = MediaSlots(model.config, limits.num_media_slots, device, dtype)
+        self.is_on_gpu = device.type == "cuda" and not limits.is_deterministic
+        self.graphs = self.make_graphs(limits) if self.is_on_gpu else None
+
+    def make_graphs(self, limits: EngineLimits) -> DecodeGraphs | None:
+        if not is_capturable(self.model):
+            return None
+        sizes = limits.max_running, limits.blocks_for(limits.max_length)
+        return DecodeGraphs(self.model, self.blocks, self.slots, *sizes)
 
     # ---- pictures
 
@@ -84,18 +95,28 @@ class Runner:
         return self.forward(plan.in_order())
 
     def forward(self, chunks: list[Chunk]) -> Tensor:
+        if self.graphs is not None and all(chunk.is_decode for chunk in chunks):
+            rows = [self.decode_row(chunk) for chunk in chunks]
+            if self.graphs.can_run(rows):
+                return on_host(self.graphs.run(rows)[wanted(chunks)])
         batch = self.prepare(chunks)
         hidden = self.model(
             batch.token_ids,
             batch.positions,
-            CachedSelfAttention(self.blocks, batch, in_place=not self.is_deterministic),
+            self.self_attention(batch),
             CachedCrossAttention(self.slots, batch),
         )
-        wanted, offset = list[int](), 0
-        for chunk in chunks:
-            wanted += [offset + place - chunk.begin for place in chunk.wanted]
-            offset += chunk.end - chunk.begin
-        return self.model.logits(hidden[wanted]).cpu()
+        return on_host(self.model.logits(hidden[wanted(chunks)]))
+
+    def self_attention(self, batch: Batch) -> SelfAttend:
+        if self.is_on_gpu:
+            return FlashSelfAttention(self.blocks, batch, fastest_attend(self.device))
+        return CachedSelfAttention(self.blocks, batch, in_place=not self.is_deterministic)
+
+    def decode_row(self, chunk: Chunk) -> DecodeRow:
+        sequence, at = chunk.sequence, chunk.begin
+        slots = seen_slots(sequence, at)
+        return DecodeRow(sequence.tokens[at], at, self.place(sequence, at), sequence.blocks, slots)
 
     def prepare(self, chunks: list[Chunk]) -> Batch:
         """The flat batch: decodes stand first."""
@@ -139,6 +160,15 @@ class Runner:
 
     def tensor(self, values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)
+
+
+def wanted(chunks: list[Chunk]) -> list[int]:
+    """The tokens of a flat batch whose logits are wanted."""
+    found, offset = list[int](), 0
+    for chunk in chunks:
+        found += [offset + place - chunk.begin for place in chunk.wanted]
+        offset += chunk.end - chunk.begin
+    return found
 
 
 def seen_slots(sequence: Sequence, place: int) -> list[int]:
