@@ -204,6 +204,8 @@ def score(engine: Engine, prompt: Prompt, candidates: list[list[int]], **outside
 
 def step(engine: Engine, times: int = 1) -> None:
     for _ in range(times):
+        if not engine.num_requests and engine.inbox.empty():
+            return  # it would wait for work
         engine.take_inbox()
         engine.step()
 

@@ -30,8 +30,9 @@ CANDIDATES = [[5, 6, 7], [5, 6], [9], [5, 8, 9, 10, 11, 12]]
 
 
 def everything(answer: Answer) -> list[Any]:
-    """All numbers but times."""
+    """All numbers but times; each choice by itself."""
     kept = [e for e in answer.events if type(e).__name__ not in ("Ended", "Started")]
+    kept.sort(key=lambda event: getattr(event, "index", 0))
     started = [getattr(e, "prompt_logprobs", None) for e in answer.events]
     return [kept, [found for found in started if found]]
 
