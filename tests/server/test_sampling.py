@@ -37,7 +37,9 @@ class Chooser:
 
 def chooser(prompt: list[int] | None = None, seed: int = 0, **rules: Any) -> Chooser:
     sampling = Sampling(**{"temperature": 1.0, **rules})
-    return Chooser(Rules(sampling, BANNED, [STOP]), prompt or [1], random.Random(seed))
+    return Chooser(
+        Rules(sampling, torch.tensor(BANNED), [STOP]), prompt or [1], random.Random(seed)
+    )
 
 
 def choose_with(
