@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from collections.abc import Iterator
 from functools import cache
 from importlib.util import resolve_name
 from pathlib import Path
@@ -17,13 +18,17 @@ BUILT = {"build", "dist", "runs", "__pycache__"}
 WEB = {"fastapi", "starlette", "uvicorn", "pydantic", "pydantic_settings"}
 
 ENGINE = ROOMS["flamingo_server"] / "engine"
-WITHOUT_TORCH = ("scheduler", "request", "detokenize", "media_cache", "limits")
+WITHOUT_TORCH = (
+    *("scheduler", "blocks", "block_tables", "media_cache", "limits"),
+    *("request", "choice", "detokenize", "grammar"),
+)
 WORKERS = (
     ROOMS["flamingo_model"] / "media.py",
     ROOMS["flamingo_model"] / "film.py",
     ROOMS["flamingo_model"] / "video.py",
     ROOMS["flamingo_server"] / "media" / "decode.py",
     ROOMS["flamingo_server"] / "media" / "spawn.py",
+    ROOMS["flamingo_server"] / "constraint_trial.py",
 )
 
 
@@ -43,11 +48,22 @@ def package(path: Path) -> str:
     return ".".join(path.relative_to(room.parent).parent.parts)
 
 
+def nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """All that runs."""
+    for node in ast.iter_child_nodes(tree):
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            yield node
+            yield from nodes(node)
+
+
 @cache
 def imports(path: Path) -> frozenset[str]:
-    """Dotted names of all a file imports, anywhere in it; `from a import b` gives `a` and `a.b`."""
+    """Dotted names of all a file imports, anywhere in it; `from a import b` gives `a` and `a.b`.
+
+    Not what is there for the type checker alone.
+    """
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
