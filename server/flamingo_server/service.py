@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from tokenizers import Tokenizer
 
 from flamingo_model.cache import BlockCache
+from flamingo_model.media import Transform
 from flamingo_model.prompt import build_renderer
 from flamingo_model.templates import Templates
 
@@ -22,6 +23,11 @@ from .errors import Draining, NotFound
 from .media.pool import MediaPool
 from .metrics import Metrics
 from .prompts import PromptBuilder, PromptLimits
+from .protocol.generate import ConstraintRule
+
+if TYPE_CHECKING:
+    from .constraints import ConstraintCompiler
+    from .engine.constraints import Grammar
 
 logger = logging.getLogger("flamingo_server")
 Status = Literal["loading", "ready", "draining", "failed"]
@@ -34,6 +40,7 @@ class Service:
     prompts: PromptBuilder
     pool: MediaPool
     tokenizer: Tokenizer
+    transform: Transform
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -41,6 +48,9 @@ class Service:
         self.model_name = ""
         self.is_loaded = False
         self.load_error: BaseException | None = None
+        self.compiler: ConstraintCompiler | None = None  # made with the first constraint
+        self.compiler_lock = asyncio.Lock()
+        self.spellings: dict[int, str] = {}
 
     @property
     def status(self) -> Status:
@@ -67,13 +77,15 @@ class Service:
         torch.set_num_threads(self.settings.threads or os.cpu_count() or 1)
         model, self.tokenizer = load_checkpoint(self.settings, self.device())
         config = model.config
-        transform = config.vision.pixel_transform()
+        self.transform = config.vision.pixel_transform()
         limit = min(self.settings.max_tokens, config.decoder.max_positions)
         self.settings = self.settings.model_copy(update={"max_tokens": limit})
         dtype = model.decoder.embed.weight.dtype
         limits = self.settings.engine_limits(BlockCache.bytes_per_token(config, dtype))
         self.engine = Engine(config, Runner(model, limits), self.tokenizer, limits)
-        self.pool = MediaPool(transform, self.settings.media_limits(), self.settings.media_workers)
+        self.pool = MediaPool(
+            self.transform, self.settings.media_limits(), self.settings.media_workers
+        )
         self.prompts = PromptBuilder(
             build_renderer(self.tokenizer, config),
             Templates(config.templates, config.tokens, special_tokens(self.tokenizer)),
@@ -95,13 +107,37 @@ class Service:
         if self.is_loaded:
             await asyncio.to_thread(self.engine.drain, self.settings.drain_timeout_s)
             await asyncio.to_thread(self.pool.close)
+        if self.compiler is not None:
+            await asyncio.to_thread(self.compiler.close)
+
+    async def compile(self, rule: ConstraintRule | None) -> Grammar | None:
+        """Raises BadRequest for a constraint that is malformed, unsatisfiable or too complex."""
+        if rule is None:
+            return None
+        async with self.compiler_lock:
+            if self.compiler is None:
+                self.compiler = await asyncio.to_thread(self.new_compiler)
+        from .engine.constraints import Constraint
+
+        return await self.compiler.compile(Constraint(rule.kind, rule.value))
+
+    def new_compiler(self) -> ConstraintCompiler:
+        from .constraints import ConstraintCompiler  # its library is loaded for the first one
+        from .engine.constraints import Grammars
+
+        vocab_size = self.engine.runner.model.config.decoder.vocab_size
+        return ConstraintCompiler(Grammars(self.tokenizer, vocab_size, self.engine.stop_ids))
 
     def stats(self) -> EngineStats | None:
         return self.engine.stats() if self.is_loaded else None
 
     def spelling(self, token_id: int) -> str:
-        text: str = self.tokenizer.decode([token_id], skip_special_tokens=False)
-        return text
+        """Kept, because thousands may be asked for at once."""
+        found = self.spellings.get(token_id)
+        if found is None:
+            found = self.tokenizer.decode([token_id], skip_special_tokens=False)
+            self.spellings[token_id] = found
+        return found
 
 
 def special_tokens(tokenizer: Tokenizer) -> list[str]:

@@ -156,8 +156,12 @@ class Scored:
 
 @dataclass(frozen=True)
 class Ended:
+    """`commit_lag`: of a beam search, the most tokens its best hypothesis had beyond the committed
+    ones after a step."""
+
     usage: Usage
     timings: Timings
+    commit_lag: int | None = None
 
 
 Event = Started | Text | Draft | Finished | Scored | Ended | Exception
