@@ -75,7 +75,7 @@ class GenerateRequest(RunRequest):
         le=32,
         description="a hypothesis scores sum of log-probabilities / length**this",
     )
-    early_stopping: bool | Literal["never"] = Field(
+    early_stopping: Literal[True, False, "never"] = Field(
         False, description="of beams, once num_beams have ended: see transformers"
     )
     score_rule: Literal["generated", "total"] = Field(
