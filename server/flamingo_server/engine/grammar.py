@@ -16,13 +16,15 @@ from ..errors import BadRequest
 
 MAX_REGEX_CHARS = 4096
 MAX_SCHEMA_CHARS = 16_384
+MAX_SCHEMA_ALTERNATIVES = 100
+"""In all `anyOf`, `oneOf` and lists of types: a mask takes the square of those that look alike."""
 MAX_CHOICES = 10_000
 MAX_CHOICES_CHARS = 400_000
 """All of them together, as JSON. At these limits a compile takes a fifth of a second."""
 
 LIMITS = LLParserLimits(
     initial_lexer_fuel=1_000_000,
-    step_lexer_fuel=50_000,
+    step_lexer_fuel=100_000,
     max_items_in_row=1000,  # the two that bound one mask, which the whole batch waits for
     step_max_items=5000,
     max_lexer_states=10_000,  # one or two kilobytes each, kept as long as the grammar
@@ -65,6 +67,7 @@ class Constraint:
             return schema_grammar(read_schema(self.value), strips_space)
         if self.kind == "regex":
             check_length("regex", self.value, MAX_REGEX_CHARS)
+            check_unicode("The regex", self.value)
             return regex_grammar(self.value, strips_space)
         return regex_grammar("|".join(map(escape, read_choices(self.value))), strips_space)
 
@@ -94,11 +97,11 @@ class Compiler:
 
         Thread-safe, and the interpreter runs on meanwhile.
         """
-        grammar = constraint.to_grammar(self.strips_space)
         try:
-            matcher = LLMatcher(self.tokenizer, grammar, log_level=0, limits=LIMITS)
-        except ValueError as error:  # half a surrogate pair, which Rust has no string for
-            raise ConstraintError("The constraint is not valid Unicode text.") from error
+            grammar = constraint.to_grammar(self.strips_space)
+        except RecursionError as error:
+            raise ConstraintError("The constraint is nested too deeply: make it flat.") from error
+        matcher = LLMatcher(self.tokenizer, grammar, log_level=0, limits=LIMITS)
         if not matcher.is_error():
             matcher.compute_bitmask()  # the first is the slowest; and an empty language shows here
         if matcher.is_error():
@@ -173,6 +176,7 @@ def read_choices(value: str) -> list[str]:
     for i, choice in enumerate(choices):
         if not isinstance(choice, str) or not choice:
             raise ConstraintError(f"choices[{i}] must be a string that is not empty.")
+        check_unicode(f"choices[{i}]", choice)
     return choices
 
 
@@ -183,14 +187,30 @@ def read_schema(value: str) -> Any:
         raise ConstraintError("json_schema must be a JSON object.")
     if isinstance(schema, dict) and "x-guidance" in schema:  # switches of llguidance's own
         raise ConstraintError("json_schema must not contain x-guidance: leave it out.")
+    count = num_alternatives(schema)
+    if count > MAX_SCHEMA_ALTERNATIVES:
+        raise ConstraintError(
+            f"json_schema has {count:,} alternatives in anyOf, oneOf and lists of types; "
+            f"use at most {MAX_SCHEMA_ALTERNATIVES}. Values to choose from belong in enum."
+        )
     return schema
+
+
+def num_alternatives(schema: Any) -> int:
+    if isinstance(schema, list):
+        return sum(map(num_alternatives, schema))
+    if not isinstance(schema, dict):
+        return 0
+    lists = (schema.get(key) for key in ("anyOf", "oneOf", "type"))
+    own = sum(len(entries) for entries in lists if isinstance(entries, list))
+    return own + sum(map(num_alternatives, schema.values()))
 
 
 def read_json(name: str, value: str) -> Any:
     try:
         return json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise ConstraintError(f"{name} must be valid JSON, and not nested deeply.") from error
+    except ValueError as error:
+        raise ConstraintError(f"{name} must be valid JSON.") from error
 
 
 def check_length(noun: str, value: str, limit: int) -> None:
@@ -200,13 +220,21 @@ def check_length(noun: str, value: str, limit: int) -> None:
         )
 
 
+def check_unicode(noun: str, text: str) -> None:
+    """JSON can name half of a surrogate pair; no token spells it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConstraintError(f"{noun} must be Unicode text, without lone surrogates.") from error
+
+
 LONGEST_REASON = 200
 
 
 def explain(constraint: Constraint, matcher: LLMatcher) -> str:
     """llguidance's complaint in a sentence; it has no error classes, only texts."""
     text = matcher.get_error()
-    if matcher.stop_reason() == "NoExtensionBias" or "nsatisfiable" in text:
+    if text.startswith("NoExtension") or "nsatisfiable" in text:
         return f"No text satisfies the {constraint.kind}: remove what contradicts itself."
     if any(word in text for word in ("fuel", "limit", "too ", "Too ", "panic", "precomputation")):
         return TOO_COMPLEX
