@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from e2e.calls import ask, ask_streamed, image, joined, metric, png, text
+from e2e.calls import ask, ask_streamed, assert_same, image, joined, metric, png, text
 
 RED, BLUE = image(png("red")), image(png("blue"))
 QUESTION = [RED, text("a red square<|endofchunk|>", special_tokens=True), BLUE, text("a")]
@@ -44,7 +44,7 @@ def test_streamed_events_join_to_the_whole_answer(
     client: httpx.Client, rules: dict[str, Any]
 ) -> None:
     events = ask_streamed(client, *QUESTION, **{**FIXED, **rules})
-    assert joined(events) == choices(client, *QUESTION, **rules)
+    assert_same(joined(events), choices(client, *QUESTION, **rules))
 
 
 def test_a_stream_starts_and_ends_with_what_it_used(client: httpx.Client) -> None:

@@ -91,7 +91,7 @@ def test_leaving_a_classification_frees_the_engine(
     if ensemble > 1:
         shots = [{"caption": word} for word in ("a", "b", "c", "d")]
         task = {"task": "caption", "examples": shots, "zero_shot": True, "ensemble": ensemble}
-        body = {**task, "query": PICTURE, "candidates": WORDS["candidates"][:1000]}
+        body = {**task, "query": PICTURE, "candidates": WORDS["candidates"][:700]}
     scored = metric(client, "flamingo_candidates_scored_total")
     with send(url, body, "classify"):
         wait_for(lambda: metric(client, "flamingo_running") == ensemble)
