@@ -116,7 +116,8 @@ def add_classify(commands: Any) -> None:
     parser = commands.add_parser(
         "classify",
         help="ask a running server which candidate is the likeliest",
-        description=f"{IN_ORDER} Without --text, the server's template for pictures is used.",
+        description=f"{IN_ORDER} A lone --image is asked about in the words of the model's "
+        "training; otherwise the candidates are taken as written, blanks included.",
     )
     parser.set_defaults(run=classify, parts=None)
     add_prompt(parser)
@@ -124,11 +125,11 @@ def add_classify(commands: Any) -> None:
 
 
 def classify(chosen: argparse.Namespace) -> None:
-    candidates = [text.strip() for text in chosen.candidates.split(",")]
+    candidates = chosen.candidates.split(",")
     with asking("classify", chosen) as (client, parts):
         if len(parts) == 1 and "image" in parts[0]:
-            query = {"image": parts[0]["image"]}
-            found = client.classify(task="classify", query=query, candidates=candidates)
+            query, words = {"image": parts[0]["image"]}, [text.strip() for text in candidates]
+            found = client.classify(task="classify", query=query, candidates=words)
         else:
             found = client.classify(parts, candidates=candidates)
         for candidate in found.candidates:

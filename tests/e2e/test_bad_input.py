@@ -387,5 +387,5 @@ def test_a_wrong_route_or_method_has_the_same_shape(
 
 
 def test_a_deadline_that_has_passed_is_a_408(client: httpx.Client) -> None:
-    body = prompt(image(png("green")), text("a"), deadline_ms=1)
+    body = prompt(image(png("green", (2000, 2000))), text("a"), deadline_ms=1)
     check(client.post("/v1/generate", json=body), 408, "deadline")
