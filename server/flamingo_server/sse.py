@@ -96,7 +96,8 @@ async def stream(
         if event is None:
             yield KEEPALIVE_COMMENT
         else:
-            yield to_bytes(event)
+            is_large = isinstance(event, Started) and event.prompt_logprobs is not None
+            yield await asyncio.to_thread(to_bytes, event) if is_large else to_bytes(event)
             if isinstance(event, Ended | Exception):
                 return
         event = await events.next(PING_SECONDS)
