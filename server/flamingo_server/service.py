@@ -77,21 +77,20 @@ class Service:
         torch.set_num_threads(self.settings.threads or os.cpu_count() or 1)
         model, self.tokenizer = load_checkpoint(self.settings, self.device())
         config = model.config
-        self.transform = config.vision.pixel_transform()
+        transform = config.vision.pixel_transform()
         limit = min(self.settings.max_tokens, config.decoder.max_positions)
         self.settings = self.settings.model_copy(update={"max_tokens": limit})
         dtype = model.decoder.embed.weight.dtype
         limits = self.settings.engine_limits(BlockCache.bytes_per_token(config, dtype))
         self.engine = Engine(config, Runner(model, limits), self.tokenizer, limits)
-        self.pool = MediaPool(
-            self.transform, self.settings.media_limits(), self.settings.media_workers
-        )
+        self.pool = MediaPool(transform, self.settings.media_limits(), self.settings.media_workers)
         self.prompts = PromptBuilder(
             build_renderer(self.tokenizer, config),
             Templates(config.templates, config.tokens, special_tokens(self.tokenizer)),
             self.pool,
             PromptLimits(limit, self.settings.max_media, self.settings.max_prompt_frames),
         )
+        self.transform = transform
         self.pool.warm()
         self.engine.start()
         self.model_name = config.name

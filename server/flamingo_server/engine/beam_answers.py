@@ -5,7 +5,6 @@ can still win have in common is sent at once.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,7 +44,6 @@ class BeamAnswers(Task):
         self.matchers = [sampling.grammar.start()] if sampling.grammar else []
         self.logits: dict[Sequence, Tensor] = {}
         self.logprobs = BeamLogprobs(sampling.logprobs, sampling.num_beams)
-        self.commit_lag = 0
 
     def take(self, sequence: Sequence, first: int, logits: Tensor) -> None:
         self.logits[sequence] = logits[-1]
@@ -94,7 +92,7 @@ class BeamAnswers(Task):
     def send(self) -> None:
         self.add(0, self.search.committed)
         lag = len(self.search.best) - len(self.search.committed)
-        self.commit_lag = max(self.commit_lag, lag)
+        self.request.commit_lag = max(self.request.commit_lag or 0, lag)
         if self.rules.sampling.stream_hypotheses:
             choice = self.request.choices[0]
             text = choice.detokenizer.preview(self.without_end(self.search.best))
@@ -111,8 +109,7 @@ class BeamAnswers(Task):
         for choice, found in zip(self.request.choices, self.search.results(), strict=True):
             self.add(choice.index, found.token_ids)
             choice.finish(reason or self.reason(found), found.score)
-        ended = replace(self.request.ended(), commit_lag=self.commit_lag)
-        self.host.close(self.request, ended)
+        self.host.close(self.request, self.request.ended())
 
     def reason(self, found: Hypothesis) -> FinishReason:
         return found.finish_reason

@@ -205,6 +205,7 @@ class Request:
     first_token: float | None = None
     cached_tokens: int = 0
     cached_media: int = 0
+    commit_lag: int | None = None  # of a beam search, see `Ended`
     slots: dict[int, int] = field(default_factory=dict)  # of the media it still has to look at
     has_media: bool = False  # all of these slots are filled
     sequences: list[Sequence] = field(default_factory=list)  # those that run
@@ -256,7 +257,7 @@ class Request:
         )
 
     def ended(self) -> Ended:
-        return Ended(self.usage(), self.timings())
+        return Ended(self.usage(), self.timings(), self.commit_lag)
 
     def timings(self) -> Timings:
         now = time.monotonic()
