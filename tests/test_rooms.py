@@ -20,7 +20,7 @@ WEB = {"fastapi", "starlette", "uvicorn", "pydantic", "pydantic_settings"}
 ENGINE = ROOMS["flamingo_server"] / "engine"
 WITHOUT_TORCH = (
     *("scheduler", "blocks", "block_tables", "media_cache", "limits"),
-    *("request", "choice", "detokenize", "grammar"),
+    *("request", "choice", "detokenize"),
 )
 WORKERS = (
     ROOMS["flamingo_model"] / "media.py",

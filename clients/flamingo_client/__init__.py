@@ -23,7 +23,13 @@ from flamingo_client.errors import (
     UnsupportedMediaError,
     error_from,
 )
-from flamingo_client.options import Constraint, GenerateOptions, TemplateTask
+from flamingo_client.options import (
+    ClassifyOptions,
+    Constraint,
+    GenerateOptions,
+    ScoreOptions,
+    TemplateTask,
+)
 from flamingo_client.parts import (
     ImagePart,
     MediaSource,
@@ -38,12 +44,17 @@ from flamingo_client.parts import (
     video,
 )
 from flamingo_client.types import (
+    Candidate,
     Choice,
+    Classification,
+    Continuation,
     Done,
     End,
     Event,
     Generation,
     Hypothesis,
+    ScoredToken,
+    Scores,
     Start,
     Timings,
     Token,
@@ -57,9 +68,13 @@ __all__ = [
     "AsyncFlamingoClient",
     "AuthenticationError",
     "BadRequestError",
+    "Candidate",
     "Choice",
+    "Classification",
+    "ClassifyOptions",
     "ConnectionFailed",
     "Constraint",
+    "Continuation",
     "DeadlineError",
     "Done",
     "End",
@@ -78,6 +93,9 @@ __all__ = [
     "Part",
     "Prompt",
     "RateLimitError",
+    "ScoreOptions",
+    "ScoredToken",
+    "Scores",
     "ServerError",
     "Shot",
     "Start",

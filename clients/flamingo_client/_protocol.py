@@ -1,7 +1,7 @@
 """The contract without a socket: requests out, answers in. Both clients are shells around it."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
@@ -17,10 +17,25 @@ from flamingo_client.errors import (
     TimedOut,
     stream_error_from,
 )
-from flamingo_client.options import GenerateOptions, fields_from
+from flamingo_client.options import (
+    ClassifyOptions,
+    GenerateOptions,
+    ScoreOptions,
+    fields_from,
+)
 from flamingo_client.parts import Prompt, parts_from
 from flamingo_client.sse import ServerSentEvent, SSEDecoder
-from flamingo_client.types import Done, End, Event, Generation, Hypothesis, Start, Token
+from flamingo_client.types import (
+    Classification,
+    Done,
+    End,
+    Event,
+    Generation,
+    Hypothesis,
+    Scores,
+    Start,
+    Token,
+)
 
 Timeout: TypeAlias = httpx.Timeout | float | None
 
@@ -109,6 +124,38 @@ def stream_request(
     return request
 
 
+def classify_request(
+    settings: Settings,
+    prompt: Prompt | None,
+    candidates: Sequence[str],
+    options: ClassifyOptions,
+) -> httpx.Request:
+    """Asks which of the candidates goes on best. Raises as `generate_request`."""
+    fields = {
+        "candidates": _texts("candidates", candidates),
+        **fields_from(options, ClassifyOptions),
+    }
+    return settings.request("POST", "/v1/classify", {**_prompt(prompt), **fields})
+
+
+def score_request(
+    settings: Settings,
+    prompt: Prompt | None,
+    continuations: Sequence[str],
+    options: ScoreOptions,
+) -> httpx.Request:
+    """Asks how likely the continuations are. Raises as `generate_request`."""
+    texts = _texts("continuations", continuations)
+    fields = {"continuations": texts, **fields_from(options, ScoreOptions)}
+    return settings.request("POST", "/v1/score", {**_prompt(prompt), **fields})
+
+
+def _texts(name: str, texts: Sequence[str]) -> list[str]:
+    if isinstance(texts, str):  # its letters would be sent, one by one
+        raise TypeError(f"{name} takes a list of strings, not one string")
+    return list(texts)
+
+
 def _prompt(prompt: Prompt | None) -> dict[str, object]:
     """Nothing for None: the options then have a task."""
     return {} if prompt is None else {"prompt": parts_from(prompt)}
@@ -122,6 +169,16 @@ def probe_request(settings: Settings, path: str) -> httpx.Request:
 def generation_from(body: bytes) -> Generation:
     """The answer that a body holds. Raises AnswerError if it is not one."""
     return Generation.from_fields(Fields(object_from(body)))
+
+
+def classification_from(body: bytes) -> Classification:
+    """As `generation_from`."""
+    return Classification.from_fields(Fields(object_from(body)))
+
+
+def scores_from(body: bytes) -> Scores:
+    """As `generation_from`."""
+    return Scores.from_fields(Fields(object_from(body)))
 
 
 @contextmanager

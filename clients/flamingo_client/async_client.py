@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Self, Unpack
 
@@ -13,19 +13,23 @@ from flamingo_client._protocol import (
     DEFAULT_TIMEOUT,
     EventReader,
     Timeout,
+    classification_from,
+    classify_request,
     generate_request,
     generation_from,
     probe_request,
     receiving,
+    score_request,
+    scores_from,
     sending,
     settings_from,
     stream_request,
 )
 from flamingo_client._retry import Retry
 from flamingo_client.errors import ConnectionFailed, FlamingoError, UnavailableError, error_from
-from flamingo_client.options import GenerateOptions
+from flamingo_client.options import ClassifyOptions, GenerateOptions, ScoreOptions
 from flamingo_client.parts import Prompt
-from flamingo_client.types import Event, Generation
+from flamingo_client.types import Classification, Event, Generation, Scores
 
 
 class AsyncEventStream(AsyncIterator[Event]):
@@ -83,6 +87,28 @@ class AsyncFlamingoClient:
     ) -> AsyncEventStream:
         """The answer as it is made. Nothing is retried once the stream has begun."""
         return AsyncEventStream(self._events(stream_request(self._settings, prompt, options)))
+
+    async def classify(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        candidates: Sequence[str],
+        **options: Unpack[ClassifyOptions],
+    ) -> Classification:
+        """The candidates, likeliest first. Without a prompt the options have a `task`."""
+        request = classify_request(self._settings, prompt, candidates, options)
+        return classification_from(await self._read(await self._send(request)))
+
+    async def score(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        continuations: Sequence[str],
+        **options: Unpack[ScoreOptions],
+    ) -> Scores:
+        """The log-probability of every token of every continuation."""
+        request = score_request(self._settings, prompt, continuations, options)
+        return scores_from(await self._read(await self._send(request)))
 
     async def health(self) -> bool:
         """Whether the server's process lives. Never retried: a probe asks about now."""

@@ -1,7 +1,7 @@
 """The synchronous client: sends, reads, sleeps. It decides nothing: see `_protocol`, `_retry`."""
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from typing import Self, Unpack
 
@@ -12,19 +12,23 @@ from flamingo_client._protocol import (
     DEFAULT_TIMEOUT,
     EventReader,
     Timeout,
+    classification_from,
+    classify_request,
     generate_request,
     generation_from,
     probe_request,
     receiving,
+    score_request,
+    scores_from,
     sending,
     settings_from,
     stream_request,
 )
 from flamingo_client._retry import Retry
 from flamingo_client.errors import ConnectionFailed, FlamingoError, UnavailableError, error_from
-from flamingo_client.options import GenerateOptions
+from flamingo_client.options import ClassifyOptions, GenerateOptions, ScoreOptions
 from flamingo_client.parts import Prompt
-from flamingo_client.types import Event, Generation
+from flamingo_client.types import Classification, Event, Generation, Scores
 
 
 class EventStream(Iterator[Event]):
@@ -85,6 +89,28 @@ class FlamingoClient:
     ) -> EventStream:
         """The answer as it is made. Nothing is retried once the stream has begun."""
         return EventStream(self._events(stream_request(self._settings, prompt, options)))
+
+    def classify(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        candidates: Sequence[str],
+        **options: Unpack[ClassifyOptions],
+    ) -> Classification:
+        """The candidates, likeliest first. Without a prompt the options have a `task`."""
+        request = classify_request(self._settings, prompt, candidates, options)
+        return classification_from(self._read(self._send(request)))
+
+    def score(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        continuations: Sequence[str],
+        **options: Unpack[ScoreOptions],
+    ) -> Scores:
+        """The log-probability of every token of every continuation."""
+        request = score_request(self._settings, prompt, continuations, options)
+        return scores_from(self._read(self._send(request)))
 
     def health(self) -> bool:
         """Whether the server's process lives. Never retried: a probe asks about now."""

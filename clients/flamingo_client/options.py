@@ -1,7 +1,7 @@
-"""What can be asked of one generation. The server owns the defaults and the ranges."""
+"""What can be asked of one request. The server owns the defaults and the ranges."""
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias, TypedDict
+from typing import Literal, TypeAlias, TypedDict
 
 from flamingo_client.parts import Shot
 
@@ -33,13 +33,13 @@ class TemplateTask(TypedDict):
     template: str
 
 
-class GenerateOptions(TypedDict, total=False):
-    """Options of `generate` and `stream`. None means the server's default and is not sent.
+class PromptOptions(TypedDict, total=False):
+    """Options of every request. None means the server's default and is not sent.
 
     `task`, `query`, `examples` and `zero_shot` stand in for the prompt: the server words it.
 
-    `logprobs` and `prompt_logprobs` are the number of alternatives per token, `deadline_ms` is
-    milliseconds from arrival, `temperature` 0 is greedy, `num_beams` above 1 is beam search.
+    `deadline_ms` is milliseconds from arrival; what the server computed for a prompt is used again
+    only by requests of the same `cache_salt`.
     """
 
     task: str | TemplateTask | None
@@ -47,6 +47,19 @@ class GenerateOptions(TypedDict, total=False):
     examples: Sequence[Shot] | None
     zero_shot: bool | None
     model: str | None
+    priority: int | None
+    deadline_ms: int | None
+    cache_salt: str | None
+
+
+class GenerateOptions(PromptOptions, total=False):
+    """Options of `generate` and `stream`.
+
+    `logprobs` and `prompt_logprobs` are the number of alternatives per token, `temperature` 0 is
+    greedy, `num_beams` above 1 is beam search, and `length_penalty`, `early_stopping`, `score_rule`
+    and `stream_hypotheses` are for it alone.
+    """
+
     adapter: str | None
     max_tokens: int | None
     min_tokens: int | None
@@ -63,17 +76,35 @@ class GenerateOptions(TypedDict, total=False):
     prompt_logprobs: int | None
     num_beams: int | None
     length_penalty: float | None
-    early_stopping: bool | None
+    early_stopping: bool | Literal["never"] | None
+    score_rule: Literal["generated", "total"] | None
     stream_hypotheses: bool | None
     constraint: Constraint | None
-    priority: int | None
-    deadline_ms: int | None
-    cache_salt: str | None
 
 
-def fields_from(options: GenerateOptions) -> dict[str, object]:
-    """The request fields the options mean. Raises TypeError for an option that does not exist."""
-    unknown = sorted(options.keys() - GenerateOptions.__annotations__.keys())
+class ClassifyOptions(PromptOptions, total=False):
+    """Options of `classify`.
+
+    `ensemble` averages over so many orders of the examples, drawn with `seed`; `calibrate` divides
+    each likelihood by the one with a grey picture in place of the last.
+    """
+
+    normalize: Literal["sum", "mean"] | None
+    ensemble: int | None
+    seed: int | None
+    calibrate: bool | None
+
+
+class ScoreOptions(PromptOptions, total=False):
+    """Options of `score`."""
+
+
+Options: TypeAlias = GenerateOptions | ClassifyOptions | ScoreOptions
+
+
+def fields_from(options: Options, kind: type[Options] = GenerateOptions) -> dict[str, object]:
+    """The request fields the options mean. Raises TypeError for an option `kind` does not have."""
+    unknown = sorted(options.keys() - kind.__annotations__.keys())
     if unknown:
         raise TypeError(f"unknown option: {', '.join(unknown)}")
     given = {name: value for name, value in options.items() if value is not None}

@@ -52,7 +52,7 @@ class Timings:
 class Choice:
     """One answer. `finish_reason` is stop, length, cancelled, timeout or error.
 
-    `logprobs` is as the server sent it, None if not asked for.
+    `logprobs` is as the server sent it, None if not asked for; `score` is a beam's.
     """
 
     index: int
@@ -76,13 +76,17 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A whole answer: `n` choices, in the order of their index."""
+    """A whole answer: `n` choices, in the order of their index.
+
+    `prompt_logprobs` is as the server sent it, None if not asked for.
+    """
 
     id: str
     model: str
     choices: tuple[Choice, ...]
     usage: Usage
     timings: Timings
+    prompt_logprobs: Json = None
 
     @property
     def text(self) -> str:
@@ -97,21 +101,140 @@ class Generation:
             choices=tuple(Choice.from_fields(choice) for choice in fields.children("choices")),
             usage=Usage.from_fields(fields.child("usage")),
             timings=Timings.from_fields(fields.child("timings")),
+            prompt_logprobs=fields.json("prompt_logprobs"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A candidate and its log-likelihood: `sum` over its tokens, and `mean` of one.
+
+    `score` is what ranks it, `probability` the softmax of that over all candidates; `index` is its
+    place in the request.
+    """
+
+    index: int
+    text: str
+    sum: float
+    mean: float
+    score: float
+    probability: float
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> "Candidate":
+        return cls(
+            index=fields.whole("index"),
+            text=fields.text("text"),
+            sum=fields.number("sum"),
+            mean=fields.number("mean"),
+            score=fields.number("score"),
+            probability=fields.number("probability"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """All candidates, the likeliest first."""
+
+    id: str
+    model: str
+    candidates: tuple[Candidate, ...]
+    usage: Usage
+    timings: Timings
+
+    @property
+    def text(self) -> str:
+        """The likeliest candidate."""
+        return self.candidates[0].text
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> "Classification":
+        return cls(
+            id=fields.text("id"),
+            model=fields.text("model"),
+            candidates=tuple(Candidate.from_fields(one) for one in fields.children("candidates")),
+            usage=Usage.from_fields(fields.child("usage")),
+            timings=Timings.from_fields(fields.child("timings")),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredToken:
+    """A token of a continuation, and its log-probability behind all before it."""
+
+    token_id: int
+    token: str
+    logprob: float
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> "ScoredToken":
+        return cls(
+            token_id=fields.whole("token_id"),
+            token=fields.text("token"),
+            logprob=fields.number("logprob"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """A continuation, token by token; `sum` and `mean` are of their log-probabilities."""
+
+    index: int
+    text: str
+    sum: float
+    mean: float
+    tokens: tuple[ScoredToken, ...]
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> "Continuation":
+        return cls(
+            index=fields.whole("index"),
+            text=fields.text("text"),
+            sum=fields.number("sum"),
+            mean=fields.number("mean"),
+            tokens=tuple(ScoredToken.from_fields(token) for token in fields.children("tokens")),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """All continuations, in the order of the request."""
+
+    id: str
+    model: str
+    continuations: tuple[Continuation, ...]
+    usage: Usage
+    timings: Timings
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> "Scores":
+        found = fields.children("continuations")
+        return cls(
+            id=fields.text("id"),
+            model=fields.text("model"),
+            continuations=tuple(Continuation.from_fields(one) for one in found),
+            usage=Usage.from_fields(fields.child("usage")),
+            timings=Timings.from_fields(fields.child("timings")),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The request was admitted; `usage` is that of its prompt."""
+    """The request was admitted; `usage` and `prompt_logprobs` are those of its prompt."""
 
     id: str
     model: str
     usage: Usage
+    prompt_logprobs: Json = None
 
     @classmethod
     def from_fields(cls, fields: Fields) -> "Start":
-        usage = Usage.from_fields(fields.child("usage"))
-        return cls(id=fields.text("id"), model=fields.text("model"), usage=usage)
+        return cls(
+            id=fields.text("id"),
+            model=fields.text("model"),
+            usage=Usage.from_fields(fields.child("usage")),
+            prompt_logprobs=fields.json("prompt_logprobs"),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The command line: `flamingo serve`, `generate`, `convert` and `models`.
+"""The command line: `flamingo serve`, `generate`, `classify`, `convert` and `models`.
 
 Imports of torch and the server stay inside the commands, so that `--help` answers at once.
 """
@@ -9,11 +9,15 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import __version__
+
+if TYPE_CHECKING:
+    from flamingo_client import FlamingoClient
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -31,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_serve(commands)
     add_generate(commands)
+    add_classify(commands)
     add_convert(commands)
     add_models(commands)
     return parser
@@ -73,30 +78,71 @@ class AppendPart(argparse.Action):
 
 
 def add_generate(commands: Any) -> None:
-    parser = commands.add_parser(
-        "generate",
-        help="ask a running server",
-        description="--image and --text may be repeated; the model sees them in the order written.",
-    )
+    parser = commands.add_parser("generate", help="ask a running server", description=IN_ORDER)
     parser.set_defaults(run=generate, parts=None)
+    add_prompt(parser)
+    parser.add_argument("--max-tokens", type=int, default=None)
+    parser.add_argument("--num-beams", type=int, default=None, help="above 1: beam search")
+    parser.add_argument("--temperature", type=float, default=None)
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--stop", action="append", default=None)
+
+
+IN_ORDER = "--image and --text may be repeated; the model sees them in the order written."
+
+
+def add_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", action=AppendPart, metavar="FILE", help="a picture")
     parser.add_argument(
         "--text", action=AppendPart, help="text; <|endofchunk|> in it closes an example"
     )
     parser.add_argument("--url", default=None, help="server (FLAMINGO_URL, http://127.0.0.1:8000)")
     parser.add_argument("--api-key", default=None, help="key (FLAMINGO_API_KEY)")
-    parser.add_argument("--max-tokens", type=int, default=None)
-    parser.add_argument("--temperature", type=float, default=None)
-    parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--stop", action="append", default=None)
 
 
 def generate(chosen: argparse.Namespace) -> None:
-    from flamingo_client import FlamingoClient, FlamingoError, Token, image, text
+    from flamingo_client import Token
+
+    names = ("max_tokens", "num_beams", "temperature", "seed", "stop")
+    options: Any = {name: getattr(chosen, name) for name in names}
+    with asking("generate", chosen) as (client, parts):
+        for event in client.stream(parts, **options):
+            if isinstance(event, Token):
+                print(event.text, end="", flush=True)
+        print()
+
+
+def add_classify(commands: Any) -> None:
+    parser = commands.add_parser(
+        "classify",
+        help="ask a running server which candidate is the likeliest",
+        description=f"{IN_ORDER} A lone --image is asked about in the words of the model's "
+        "training; otherwise the candidates are taken as written, blanks included.",
+    )
+    parser.set_defaults(run=classify, parts=None)
+    add_prompt(parser)
+    parser.add_argument("--candidates", required=True, help="texts with commas between")
+
+
+def classify(chosen: argparse.Namespace) -> None:
+    candidates = chosen.candidates.split(",")
+    with asking("classify", chosen) as (client, parts):
+        if len(parts) == 1 and "image" in parts[0]:
+            query, words = {"image": parts[0]["image"]}, [text.strip() for text in candidates]
+            found = client.classify(task="classify", query=query, candidates=words)
+        else:
+            found = client.classify(parts, candidates=candidates)
+        for candidate in found.candidates:
+            print(f"{candidate.probability:7.4f}  {candidate.sum:9.3f}  {candidate.text}")
+
+
+@contextmanager
+def asking(command: str, chosen: argparse.Namespace) -> Iterator[tuple[FlamingoClient, list[Any]]]:
+    """A client, and the prompt in parts. What goes wrong is the command's last line."""
+    from flamingo_client import FlamingoClient, FlamingoError, image, text
 
     if not chosen.parts:
-        sys.exit("flamingo generate: give at least one --image or --text")
-    options = {k: getattr(chosen, k) for k in ("max_tokens", "temperature", "seed", "stop")}
+        sys.exit(f"flamingo {command}: give at least one --image or --text")
     try:
         parts = [
             image(value) if kind == "image" else text(value, special_tokens=True)
@@ -104,12 +150,9 @@ def generate(chosen: argparse.Namespace) -> None:
         ]
         connection = {"base_url": chosen.url, "api_key": chosen.api_key}
         with FlamingoClient(**{k: v for k, v in connection.items() if v}) as client:
-            for event in client.stream(parts, **options):
-                if isinstance(event, Token):
-                    print(event.text, end="", flush=True)
-        print()
+            yield client, parts
     except (FlamingoError, ValueError, OSError) as error:
-        sys.exit(f"flamingo generate: {error}")
+        sys.exit(f"flamingo {command}: {error}")
 
 
 def add_convert(commands: Any) -> None:

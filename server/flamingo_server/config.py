@@ -81,6 +81,7 @@ class Settings(BaseSettings):
     max_media: int = Field(64, gt=0, description="most pictures and films in a prompt")
     max_tokens: int = Field(1024, gt=1, description="prompt and answer together, in tokens")
     max_n: int = Field(16, gt=0, description="most choices of one request")
+    max_beams: int = Field(16, gt=0, description="most beams of one request")
     max_running: int = Field(32, gt=0, description="sequences that run at once")
     cache_bytes: int = Field(
         1024 * MIB, gt=0, description="memory for keys and values of prompts and answers"
@@ -91,6 +92,9 @@ class Settings(BaseSettings):
         65_536, gt=0, description="tokens that all choices or beams of a request may generate"
     )
     max_candidates: int = Field(10_000, gt=0, description="most candidates of one request")
+    max_candidate_tokens: int = Field(
+        262_144, gt=0, description="their tokens, once for each order of the examples"
+    )
     deterministic: bool = Field(
         False, description="the same numbers whatever else runs, at the cost of speed"
     )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .engine.engine import EngineStats
-from .engine.request import Ended, Event, Finished
+from .engine.request import Ended, Event, Finished, Scored
 
+TOKENS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 GAUGES = {
     "running": "requests that run",
@@ -21,7 +22,11 @@ GAUGES = {
     "media_misses": "pictures that had to be encoded, since start",
     "latents_bytes": "bytes of encoded pictures kept",
     "steps": "engine steps, since start",
+    "prefix_cache_queries": "prompt tokens of ended requests, since start",
+    "prefix_cache_hits": "those of them that were found in the cache",
 }
+FIELDS = {"prefix_cache_queries": "prompt_tokens", "prefix_cache_hits": "cached_tokens"}
+"""Of the engine's counts, where the metric has another name."""
 
 
 class Metrics:
@@ -38,6 +43,12 @@ class Metrics:
         self.http = self.counter("http_responses", "answers by status", "status")
         self.prompt_tokens = self.counter("prompt_tokens", "tokens read")
         self.completion_tokens = self.counter("completion_tokens", "tokens generated")
+        self.candidates = self.counter("candidates_scored", "candidates of classify and score")
+        self.commit_lag = self.histogram(
+            "beam_commit_lag_tokens",
+            "most tokens of a search's best hypothesis that were not yet certain",
+            TOKENS,
+        )
         self.ttft = self.histogram("time_to_first_token_seconds", "from submission on")
         self.queue = self.histogram(
             "request_queue_time_seconds", "from submission to the first step"
@@ -48,8 +59,8 @@ class Metrics:
     def counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"flamingo_{name}", text, labels, registry=self.registry)
 
-    def histogram(self, name: str, text: str) -> Histogram:
-        return Histogram(f"flamingo_{name}", text, registry=self.registry, buckets=SECONDS)
+    def histogram(self, name: str, text: str, buckets: Sequence[float] = SECONDS) -> Histogram:
+        return Histogram(f"flamingo_{name}", text, registry=self.registry, buckets=buckets)
 
     def watch(self, deliver: Callable[[Event], None]) -> Callable[[Event], None]:
         """`deliver`, counting on the way."""
@@ -65,7 +76,11 @@ class Metrics:
             self.finished.labels(event.finish_reason).inc()
         elif isinstance(event, Exception):
             self.failed.labels(type(event).__name__).inc()
+        elif isinstance(event, Scored):
+            self.candidates.inc(len(event.logprobs))
         elif isinstance(event, Ended):
+            if event.commit_lag is not None:
+                self.commit_lag.observe(event.commit_lag)
             timings = event.timings
             self.prompt_tokens.inc(event.usage.prompt_tokens)
             self.completion_tokens.inc(event.usage.completion_tokens)
@@ -76,7 +91,7 @@ class Metrics:
 
     def render(self, stats: EngineStats | None) -> bytes:
         for name, gauge in self.gauges.items():
-            gauge.set(getattr(stats, name) if stats else 0)
+            gauge.set(getattr(stats, FIELDS.get(name, name)) if stats else 0)
         return generate_latest(self.registry)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from flamingo_model.film import FilmOptions
 from flamingo_model.prompt import MediaPart, Part, PromptError, PromptRenderer, RenderedPrompt
@@ -12,6 +13,7 @@ from flamingo_model.prompt import TextPart as Text
 from flamingo_model.templates import (
     PAPER_SHOTS,
     ZERO_SHOT_TASKS,
+    Piece,
     Template,
     TemplateError,
     Templates,
@@ -22,10 +24,10 @@ from .engine.request import Media, Prompt
 from .errors import BadRequest, NotFound, TooLarge, naming
 from .media.pool import MediaPool
 from .media.resolve import MediaReference, resolve
-from .protocol import ImagePart, MediaSource, PromptRequest, Shot, TemplateTask, VideoPart
-from .protocol import MediaPart as WireMedia
-from .protocol import Part as WirePart
-from .protocol import TextPart as WireText
+from .protocol.prompt import ImagePart, MediaSource, PromptRequest, Shot, TemplateTask, VideoPart
+from .protocol.prompt import MediaPart as WireMedia
+from .protocol.prompt import Part as WirePart
+from .protocol.prompt import TextPart as WireText
 
 LONGEST_TOKEN = 64  # characters; a text longer than this times the limit need not be tokenised
 INLINE_CHARACTERS = 20_000  # longer texts are tokenised in a thread
@@ -49,6 +51,7 @@ class Layout:
     places: list[str | None]  # of each part; None: it came from a template
     media: list[tuple[WireMedia, str]]
     root: str  # the field of the request that errors about the whole prompt name
+    blank: str = ""  # what a template has between prompt and answer
 
 
 class PromptBuilder:
@@ -64,14 +67,13 @@ class PromptBuilder:
         self.renderer, self.templates = renderer, templates
         self.pool, self.limits = pool, limits
 
-    async def build(self, body: PromptRequest) -> Prompt:
-        """Raises BadRequest, TooLarge, Forbidden, NotFound or UnsupportedMedia, naming the part."""
-        layout = self.lay_out(body)
-        rendered = await self.render(layout)
+    async def build(self, layout: Layout, rendered: RenderedPrompt, salt: str | None) -> Prompt:
+        """Looks into the pictures, the last and dearest thing to do.
+
+        Raises BadRequest, TooLarge, Forbidden, NotFound or UnsupportedMedia, naming the part.
+        """
         media = await asyncio.gather(*(self.load(*found) for found in layout.media))
-        return Prompt(
-            rendered.token_ids, rendered.media_index, list(media), rendered.generated_media
-        )
+        return to_prompt(rendered, list(media), salt)
 
     def lay_out(self, body: PromptRequest) -> Layout:
         """Raises BadRequest and TooLarge; looks into no picture."""
@@ -102,7 +104,8 @@ class PromptBuilder:
         except TemplateError as error:
             place = error.place.encode(errors="replace").decode()[:LONGEST_PLACE]
             raise BadRequest(str(error), param=place, code="bad_template") from None
-        return Layout(parts, [None] * len(parts), media, "examples" if examples else "query")
+        root = "examples" if examples else "query"
+        return Layout(parts, [None] * len(parts), media, root, answer_blank(template, query))
 
     def template(self, task: str | TemplateTask) -> Template:
         if isinstance(task, TemplateTask):
@@ -140,11 +143,12 @@ class PromptBuilder:
     async def render(self, layout: Layout) -> RenderedPrompt:
         """Raises BadRequest, and TooLarge for more tokens than fit."""
         long = sum(len(p.text) for p in layout.parts if isinstance(p, Text)) > INLINE_CHARACTERS
+        return await asyncio.to_thread(self.render_now, layout) if long else self.render_now(layout)
+
+    def render_now(self, layout: Layout) -> RenderedPrompt:
+        """`render` for threads."""
         try:
-            if long:
-                rendered = await asyncio.to_thread(self.renderer.render, layout.parts)
-            else:
-                rendered = self.renderer.render(layout.parts)
+            rendered = self.renderer.render(layout.parts)
         except PromptError as error:
             where = None if error.part is None else layout.places[error.part]
             raise BadRequest(str(error), param=where or layout.root, code="bad_prompt") from None
@@ -176,6 +180,21 @@ class PromptBuilder:
         """Before the file is looked at, and naming the field."""
         with naming(f"{where.removesuffix('.video')}.max_frames"):
             self.pool.limits.check_film(film)
+
+
+def to_prompt(rendered: RenderedPrompt, media: list[Media], salt: str | None) -> Prompt:
+    return Prompt(rendered.token_ids, rendered.media_index, media, rendered.generated_media, salt)
+
+
+def answer_blank(template: Template, query: Sequence[Values]) -> str:
+    """The blank that examples have before their answer, and the end of the prompt has not."""
+    if template.answer is None or template.answer in query[-1]:
+        return ""
+    pieces = template.turn if len(query) > 1 else template.example
+    for before, piece in pairwise(pieces):
+        if piece == Piece("field", template.answer):
+            return " " if before.kind == "text" and before.text.endswith(" ") else ""
+    return ""
 
 
 def of_parts(parts: Sequence[WirePart]) -> Layout:

@@ -6,13 +6,14 @@ import asyncio
 import logging
 import os
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from tokenizers import Tokenizer
 
 from flamingo_model.cache import BlockCache
 from flamingo_model.flamingo import Flamingo
+from flamingo_model.media import Transform
 from flamingo_model.packing import always_one_kernel, pack_model
 from flamingo_model.prompt import build_renderer
 from flamingo_model.templates import Templates
@@ -26,6 +27,11 @@ from .errors import Draining, NotFound
 from .media.pool import MediaPool
 from .metrics import Metrics
 from .prompts import PromptBuilder, PromptLimits
+from .protocol.generate import ConstraintRule
+
+if TYPE_CHECKING:
+    from .constraints import ConstraintCompiler
+    from .engine.constraints import Grammar
 
 logger = logging.getLogger("flamingo_server")
 KERNELS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -39,6 +45,7 @@ class Service:
     prompts: PromptBuilder
     pool: MediaPool
     tokenizer: Tokenizer
+    transform: Transform
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -46,6 +53,9 @@ class Service:
         self.model_name = ""
         self.is_loaded = False
         self.load_error: BaseException | None = None
+        self.compiler: ConstraintCompiler | None = None  # made with the first constraint
+        self.compiler_lock = asyncio.Lock()
+        self.spellings: dict[int, str] = {}
 
     @property
     def status(self) -> Status:
@@ -87,6 +97,7 @@ class Service:
             self.pool,
             PromptLimits(limit, self.settings.max_media, self.settings.max_prompt_frames),
         )
+        self.transform = transform
         self.pool.warm()
         self.engine.start()
         self.model_name = config.name
@@ -120,13 +131,37 @@ class Service:
         if self.is_loaded:
             await asyncio.to_thread(self.engine.drain, self.settings.drain_timeout_s)
             await asyncio.to_thread(self.pool.close)
+        if self.compiler is not None:
+            await asyncio.to_thread(self.compiler.close)
+
+    async def compile(self, rule: ConstraintRule | None) -> Grammar | None:
+        """Raises BadRequest for a constraint that is malformed, unsatisfiable or too complex."""
+        if rule is None:
+            return None
+        async with self.compiler_lock:
+            if self.compiler is None:
+                self.compiler = await asyncio.to_thread(self.new_compiler)
+        from .engine.constraints import Constraint
+
+        return await self.compiler.compile(Constraint(rule.kind, rule.value))
+
+    def new_compiler(self) -> ConstraintCompiler:
+        from .constraints import ConstraintCompiler  # its library is loaded for the first one
+        from .engine.constraints import Grammars
+
+        vocab_size = self.engine.runner.model.config.decoder.vocab_size
+        return ConstraintCompiler(Grammars(self.tokenizer, vocab_size, self.engine.stop_ids))
 
     def stats(self) -> EngineStats | None:
         return self.engine.stats() if self.is_loaded else None
 
     def spelling(self, token_id: int) -> str:
-        text: str = self.tokenizer.decode([token_id], skip_special_tokens=False)
-        return text
+        """Kept, because thousands may be asked for at once."""
+        found = self.spellings.get(token_id)
+        if found is None:
+            found = self.tokenizer.decode([token_id], skip_special_tokens=False)
+            self.spellings[token_id] = found
+        return found
 
 
 def special_tokens(tokenizer: Tokenizer) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from starlette.types import Receive, Scope, Send
 
-from .engine.request import Ended, Event, Finished, Started, Text
+from .engine.request import Draft, Ended, Event, Finished, Started, Text
 from .errors import EngineFailure, FlamingoError
 
 PING_SECONDS = 15.0
@@ -51,18 +51,25 @@ def sse(name: str, data: dict[str, Any]) -> bytes:
 
 def encode(event: Event, id: str, model: str, render_logprobs: Callable[..., Any]) -> bytes:
     match event:
-        case Started(usage):
-            return sse("start", {"id": id, "model": model, "usage": asdict(usage)})
+        case Started(usage, prompt_logprobs):
+            data: dict[str, Any] = {"id": id, "model": model, "usage": asdict(usage)}
+            if prompt_logprobs is not None:
+                data["prompt_logprobs"] = render_logprobs(prompt_logprobs)
+            return sse("start", data)
         case Text(index, text, token_ids, logprobs):
             shown = render_logprobs(logprobs)
             data = {"index": index, "text": text, "token_ids": token_ids, "logprobs": shown}
             return sse("token", data)
+        case Draft(index, text):
+            return sse("hypothesis", {"index": index, "text": text})
         case Finished(index, finish_reason, score):
             return sse("done", {"index": index, "finish_reason": finish_reason, "score": score})
         case Ended(usage, timings):
             return sse("end", {"usage": asdict(usage), "timings": asdict(timings)})
-        case _:
+        case Exception():
             return sse("error", to_error(event).to_dict())
+        case _:
+            raise TypeError(f"{type(event).__name__} is not streamed")
 
 
 class EventStream(EventSourceResponse):
@@ -89,7 +96,8 @@ async def stream(
         if event is None:
             yield KEEPALIVE_COMMENT
         else:
-            yield to_bytes(event)
+            is_large = isinstance(event, Started) and event.prompt_logprobs is not None
+            yield await asyncio.to_thread(to_bytes, event) if is_large else to_bytes(event)
             if isinstance(event, Ended | Exception):
                 return
         event = await events.next(PING_SECONDS)

@@ -25,6 +25,27 @@ GENERATION = {
     "usage": USAGE,
     "timings": TIMINGS,
 }
+CANDIDATES = [
+    {"index": 1, "text": "cat", "sum": -1, "mean": -0.5, "score": -1.0, "probability": 0.75},
+    {"index": 0, "text": "dog", "sum": -2.5, "mean": -2.5, "score": -2.5, "probability": 0.25},
+]
+CLASSIFICATION = {**GENERATION, "id": "cls-1", "candidates": CANDIDATES}
+SCORES = {
+    **GENERATION,
+    "id": "scr-1",
+    "continuations": [
+        {
+            "index": 0,
+            "text": "cat",
+            "sum": -1.5,
+            "mean": -0.75,
+            "tokens": [
+                {"token_id": 7, "token": "c", "logprob": -1},
+                {"token_id": 8, "token": "at", "logprob": -0.5},
+            ],
+        }
+    ],
+}
 
 
 def sse(event: str, **data: object) -> bytes:

@@ -46,7 +46,8 @@ EVERY_OPTION: GenerateOptions = {
     "prompt_logprobs": 0,
     "num_beams": 4,
     "length_penalty": -1.0,
-    "early_stopping": False,
+    "early_stopping": "never",
+    "score_rule": "total",
     "stream_hypotheses": True,
     "constraint": {"choices": ["cat", "dog"]},
     "priority": 1,
@@ -84,6 +85,12 @@ def test_logprobs_come_as_the_server_sent_them(world: type[SyncWorld]) -> None:
     sent = GENERATION | {"choices": [CHOICE | {"logprobs": logprobs}]}
     answered = world(Script(answer(json=sent))).call("generate", "hi")
     assert answered.choices[0].logprobs == logprobs
+
+
+def test_logprobs_of_the_prompt_come_as_the_server_sent_them(world: type[SyncWorld]) -> None:
+    logprobs = [None, {"token": "a", "logprob": -0.1, "top": []}]
+    answered = world(Script(answer(json=GENERATION | {"prompt_logprobs": logprobs})))
+    assert answered.call("generate", "hi").prompt_logprobs == logprobs
 
 
 def test_a_string_is_sent_as_one_text_part(world: type[SyncWorld]) -> None:

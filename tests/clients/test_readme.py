@@ -6,14 +6,22 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from clients.fake_server import GENERATION, WHOLE_STREAM, Receive, Send, serve
+from clients.fake_server import (
+    CLASSIFICATION,
+    GENERATION,
+    SCORES,
+    WHOLE_STREAM,
+    Receive,
+    Send,
+    serve,
+)
 
 README = (Path(__file__).parents[2] / "clients" / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 async def answers_everything(scope: dict[str, Any], receive: Receive, send: Send) -> None:
-    """A server that gives the same answer to all, streamed when asked so."""
+    """A server that gives the same answer to all of a route, streamed when asked so."""
     body = b""
     while (message := await receive())["type"] == "http.request":
         body += message["body"]
@@ -21,7 +29,8 @@ async def answers_everything(scope: dict[str, Any], receive: Receive, send: Send
             break
     is_stream = json.loads(body).get("stream", False)
     kind = b"text/event-stream" if is_stream else b"application/json"
-    content = WHOLE_STREAM if is_stream else json.dumps(GENERATION).encode()
+    whole = {"/v1/classify": CLASSIFICATION, "/v1/score": SCORES}.get(scope["path"], GENERATION)
+    content = WHOLE_STREAM if is_stream else json.dumps(whole).encode()
     headers = [(b"content-type", kind)]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": content})
@@ -42,5 +51,5 @@ def test_an_example_of_the_readme_runs(
     assert "cat" in capsys.readouterr().out
 
 
-def test_the_readme_shows_all_five_ways() -> None:
-    assert len(EXAMPLES) == 5
+def test_the_readme_shows_all_six_ways() -> None:
+    assert len(EXAMPLES) == 6

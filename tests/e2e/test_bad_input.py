@@ -1,6 +1,7 @@
 """Whatever a client sends gets a clear error, and the next request is answered."""
 
 import base64
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,8 +82,28 @@ BODIES: list[tuple[str, int, str, Any]] = [
     ("vast_seed", 422, "seed", prompt(*OK, seed=2**63)),
     ("unknown_model", 404, "'gpt'", prompt(*OK, model="gpt")),
     ("unknown_media_id", 404, "no picture", source(id="sha256:00")),
-    ("beams", 400, "beam search", prompt(*OK, num_beams=3)),
-    ("constraint", 400, "constraint is not served", prompt(*OK, constraint={"regex": "a"})),
+    ("adapter", 400, "adapter is not served", prompt(*OK, adapter="pets")),
+    ("explain", 400, "explain is not served", prompt(*OK, explain=True)),
+    ("support_set", 400, "support_set is not served", prompt(*OK, support_set={"name": "a"})),
+    ("beams_0", 422, "num_beams", prompt(*OK, num_beams=0)),
+    ("beams_17", 422, "num_beams may be at most 16", prompt(*OK, num_beams=17)),
+    ("n_over_beams", 422, "at most num_beams, 2", prompt(*OK, num_beams=2, n=3)),
+    ("hot_beams", 422, "set temperature to 0", prompt(*OK, num_beams=2, temperature=0.5)),
+    ("vast_penalty", 422, "length_penalty", prompt(*OK, num_beams=2, length_penalty=1e9)),
+    ("penalty_text", 400, "length_penalty", prompt(*OK, num_beams=2, length_penalty="1")),
+    ("early_soon", 400, "early_stopping", prompt(*OK, num_beams=2, early_stopping="soon")),
+    ("score_rule", 400, "score_rule", prompt(*OK, num_beams=2, score_rule="best")),
+    ("penalty_alone", 422, "length_penalty is for beam", prompt(*OK, length_penalty=0.5)),
+    ("early_alone", 422, "early_stopping is for beam", prompt(*OK, early_stopping="never")),
+    ("rule_alone", 422, "score_rule is for beam", prompt(*OK, score_rule="total")),
+    ("drafts_alone", 422, "stream_hypotheses is for", prompt(*OK, stream_hypotheses=True)),
+    ("beam_prompt", 422, "without beams", prompt(*OK, num_beams=2, prompt_logprobs=1)),
+    ("beams_past_context", 413, "255 of 256", prompt(*OK, num_beams=2, max_tokens=256)),
+    ("prompt_logprobs_21", 422, "prompt_logprobs", prompt(*OK, prompt_logprobs=21)),
+    ("salt_empty", 422, "cache_salt", prompt(*OK, cache_salt="")),
+    ("salt_long", 422, "cache_salt", prompt(*OK, cache_salt="a" * 257)),
+    ("salt_number", 400, "cache_salt", prompt(*OK, cache_salt=3)),
+    ("unknown_null", 400, "'colour'", prompt(*OK, colour=None)),
     ("empty_film", 415, "not a film", prompt(video(b""))),
     ("sound_alone", 415, "only sound", prompt(video(sound()))),
     ("cut_film", 400, "cut off", prompt(video(film()[:-400]))),
@@ -135,7 +156,92 @@ BODIES: list[tuple[str, int, str, Any]] = [
     ("no_source", 400, "exactly one", source()),
     ("image_token", 400, "<image>", prompt(text("<image>", special_tokens=True))),
 ]
-NOT_SUPPORTED = {"beams", "constraint"}
+NOT_SUPPORTED = {"adapter", "explain", "support_set"}
+DEEP = json.loads('{"items":' * 300 + "{}" + "}" * 300)
+CONSTRAINTS: list[tuple[str, str, Any]] = [
+    # id, part of the message, constraint
+    ("none", "exactly one of choices, regex", {}),
+    ("two", "exactly one of choices, regex", {"regex": "a", "choices": ["a"]}),
+    ("null", "exactly one of choices, regex", {"regex": None}),
+    ("open_regex", "unclosed group", {"regex": "(a"}),
+    ("look_behind", "look-around", {"regex": "(?<=a)b"}),
+    ("empty_language", "No text satisfies", {"regex": r"[^\s\S]"}),
+    ("long_regex", "at most 4,096", {"regex": "a" * 5000}),
+    ("no_choices", "at least one", {"choices": []}),
+    ("empty_choice", "choices[1]", {"choices": ["a", ""]}),
+    ("unknown_type", "rhyme", {"json_schema": {"type": "rhyme"}}),
+    ("schema_elsewhere", "does not fetch", {"json_schema": {"$ref": "http://example.com/a"}}),
+    ("schema_of_a_file", "does not fetch", {"json_schema": {"$ref": "file:///etc/passwd"}}),
+    ("long_schema", "at most 16,384", {"json_schema": {"description": "a" * 20_000}}),
+    ("deep_schema", "", {"json_schema": DEEP}),
+]
+MISSHAPEN: list[tuple[str, str, Any]] = [
+    ("text", "constraint", "a+"),
+    ("unknown", "'grammar'", {"grammar": "a"}),
+    ("choice_number", "choices[0]", {"choices": [1]}),
+    ("schema_list", "json_schema", {"json_schema": []}),
+]
+TEXTS = {"candidates": ["a", "b"]}
+CLOSED: list[tuple[str, str, int, str, Any]] = [
+    # id, route, status, part of the message, body
+    ("missing", "classify", 400, "candidates", prompt(*OK)),
+    ("none", "classify", 422, "candidates", prompt(*OK, candidates=[])),
+    ("text", "classify", 400, "candidates", prompt(*OK, candidates="cat")),
+    ("number", "classify", 400, "candidates[1]", prompt(*OK, candidates=["a", 1])),
+    ("empty", "classify", 422, "candidates[1]", prompt(*OK, candidates=["a", ""])),
+    ("10_001", "classify", 413, "the limit is 10,000", prompt(*OK, candidates=["a"] * 10_001)),
+    (
+        "long",
+        "classify",
+        413,
+        "candidates[1] has 256 tokens",
+        prompt(*OK, candidates=["a", "a" * 256]),
+    ),
+    ("vast", "classify", 413, "1,000,000 characters", prompt(*OK, candidates=["a" * 1_000_000])),
+    (
+        "many",
+        "classify",
+        413,
+        "262,144 tokens together",
+        prompt(*OK, candidates=["a" * 200] * 2000),
+    ),
+    ("normalize", "classify", 400, "normalize", prompt(*OK, **TEXTS, normalize="max")),
+    ("ensemble_0", "classify", 422, "ensemble", {**examples(VQA), **TEXTS, "ensemble": 0}),
+    ("ensemble_33", "classify", 422, "ensemble", {**examples(VQA), **TEXTS, "ensemble": 33}),
+    ("ensemble_of_parts", "classify", 400, "give a task", prompt(*OK, **TEXTS, ensemble=2)),
+    (
+        "too_few_orders",
+        "classify",
+        422,
+        "2 examples have 2 orders",
+        {**examples(VQA, VQA), **TEXTS, "ensemble": 3},
+    ),
+    ("calibrated_words", "classify", 400, "needs a picture", prompt(*OK, **TEXTS, calibrate=True)),
+    ("calibrate_text", "classify", 400, "calibrate", prompt(*OK, **TEXTS, calibrate="yes")),
+    ("negative_seed", "classify", 422, "seed", prompt(*OK, **TEXTS, seed=-1)),
+    ("max_tokens", "classify", 400, "'max_tokens'", prompt(*OK, **TEXTS, max_tokens=1)),
+    ("later", "classify", 400, "adapter is not served", prompt(*OK, **TEXTS, adapter="a")),
+    ("model", "classify", 404, "'gpt'", prompt(*OK, **TEXTS, model="gpt")),
+    ("no_prompt", "classify", 400, "prompt", TEXTS),
+    ("long_prompt", "classify", 413, "5,000 tokens", prompt(text("a" * 5000), **TEXTS)),
+    ("bad_picture", "classify", 415, "not a picture", prompt(image(b"no"), **TEXTS)),
+    ("100_pictures", "classify", 413, "at most 64", prompt(*[image(b"")] * 100, **TEXTS)),
+    ("salt", "classify", 422, "cache_salt", prompt(*OK, **TEXTS, cache_salt="")),
+    ("deadline", "classify", 422, "deadline_ms", prompt(*OK, **TEXTS, deadline_ms=0)),
+    (
+        "past",
+        "classify",
+        408,
+        "deadline_ms passed",
+        prompt(*OK, candidates=["a" * 200] * 1300, deadline_ms=1),
+    ),
+    ("missing", "score", 400, "continuations", prompt(*OK)),
+    ("none", "score", 422, "continuations", prompt(*OK, continuations=[])),
+    ("empty", "score", 422, "continuations", prompt(*OK, continuations="")),
+    ("long", "score", 413, "continuations[0] has 256 tokens", prompt(*OK, continuations="a" * 256)),
+    ("10_001", "score", 413, "the limit is 10,000", prompt(*OK, continuations=["a"] * 10_001)),
+    ("candidates", "score", 400, "'candidates'", prompt(*OK, continuations=["a"], **TEXTS)),
+]
 MORE = b'{"prompt":[{"type":"text","text":"a"}],%s}'
 ODD = b'{"task":"vqa","query":{"image":{"data":""},%s}}'
 RAW: list[tuple[str, int, str, bytes]] = [
@@ -151,6 +257,9 @@ RAW: list[tuple[str, int, str, bytes]] = [
     ("surrogate_in_a_field", 400, "query.question", ODD % b'"question":"\\ud800"'),
     ("surrogate_in_a_field_name", 400, "", ODD % b'"\\ud800":"a"'),
     ("nan_fps", 422, "query.fps", ODD % b'"fps":NaN'),
+    ("surrogate_in_a_salt", 400, "cache_salt", MORE % b'"cache_salt":"\\ud800"'),
+    ("surrogate_in_a_regex", 400, "regex", MORE % b'"constraint":{"regex":"\\ud800"}'),
+    ("nan_penalty", 422, "length_penalty", MORE % b'"num_beams":2,"length_penalty":NaN'),
     ("nan", 422, "temperature", MORE % b'"temperature":NaN'),
     ("infinity", 422, "temperature", MORE % b'"temperature":Infinity'),
     ("infinite_number", 422, "temperature", MORE % b'"temperature":1e999'),
@@ -188,6 +297,47 @@ def test_a_body_that_is_no_request_says_so(
     client: httpx.Client, name: str, status: int, says: str, body: bytes
 ) -> None:
     check(client.post("/v1/generate", content=body, headers=JSON), status, says)
+
+
+@pytest.mark.parametrize(("name", "says", "rule"), CONSTRAINTS, ids=[c[0] for c in CONSTRAINTS])
+def test_a_bad_constraint_says_what_is_wrong(
+    client: httpx.Client, name: str, says: str, rule: Any
+) -> None:
+    body = prompt(*OK, constraint=rule, max_tokens=4)
+    error = check(client.post("/v1/generate", json=body), 400, says)
+    assert (error["param"], error["code"]) == ("constraint", "bad_constraint")
+
+
+@pytest.mark.parametrize(("name", "says", "rule"), MISSHAPEN, ids=[c[0] for c in MISSHAPEN])
+def test_a_constraint_of_another_shape_says_so(
+    client: httpx.Client, name: str, says: str, rule: Any
+) -> None:
+    check(client.post("/v1/generate", json=prompt(*OK, constraint=rule)), 400, says)
+
+
+@pytest.mark.parametrize(
+    ("name", "route", "status", "says", "body"), CLOSED, ids=[f"{c[1]}-{c[0]}" for c in CLOSED]
+)
+def test_a_bad_closed_ended_question_says_what_is_wrong(
+    client: httpx.Client, name: str, route: str, status: int, says: str, body: Any
+) -> None:
+    check(client.post(f"/v1/{route}", json=body), status, says)
+
+
+def test_more_work_than_the_budget_is_refused_and_less_is_done(serve: Any) -> None:
+    with serve(max_work=100) as url, httpx.Client(base_url=url, trust_env=False) as client:
+        body = prompt(image(b"no picture"), num_beams=3, n=2, max_tokens=17)
+        said = "num_beams 3 x n 2 x max_tokens 17 is 102; the limit is 100"
+        check(client.post("/v1/generate", json=body), 413, said)
+        assert ask(client, *OK, num_beams=3, n=2, max_tokens=16)["choices"]
+
+
+def test_an_ensemble_that_the_queue_never_holds_is_refused(serve: Any) -> None:
+    with serve(max_queued=3) as url, httpx.Client(base_url=url, trust_env=False) as client:
+        body = {**examples(VQA, VQA), **TEXTS, "ensemble": 2}
+        response = client.post("/v1/classify", json={**body, "calibrate": True})
+        check(response, 422, "asks 4 prompts")
+        assert client.post("/v1/classify", json=body).status_code == 200
 
 
 def test_a_body_that_is_not_declared_json_says_so(client: httpx.Client) -> None:
@@ -237,5 +387,5 @@ def test_a_wrong_route_or_method_has_the_same_shape(
 
 
 def test_a_deadline_that_has_passed_is_a_408(client: httpx.Client) -> None:
-    body = prompt(image(png("green")), text("a"), deadline_ms=1)
+    body = prompt(image(png("green", (2000, 2000))), text("a"), deadline_ms=1)
     check(client.post("/v1/generate", json=body), 408, "deadline")

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from e2e.calls import ask, ask_streamed, image, joined, metric, png, text
+from e2e.calls import ask, ask_streamed, assert_same, image, joined, metric, png, text
 
 RED, BLUE = image(png("red")), image(png("blue"))
 QUESTION = [RED, text("a red square<|endofchunk|>", special_tokens=True), BLUE, text("a")]
@@ -20,6 +20,17 @@ RULES: dict[str, dict[str, Any]] = {
     "penalised": {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3},
     "stopped": {"stop": ["a", "e", "i", "o", "u", "\ufffd\ufffd"], "n": 2},
     "may end": {"temperature": 3.0, "seed": 8, "min_tokens": 0, "max_tokens": 60},
+    "beams": {"num_beams": 4, "n": 3, "logprobs": 2, "stream_hypotheses": True},
+    "stopped beams": {"num_beams": 3, "n": 2, "stop": ["a", "e", "\ufffd\ufffd"], "min_tokens": 0},
+    "long beams": {
+        "num_beams": 2,
+        "length_penalty": 2.0,
+        "early_stopping": "never",
+        "score_rule": "total",
+        "repetition_penalty": 1.2,
+        "min_tokens": 0,
+        "max_tokens": 60,
+    },
 }
 
 
@@ -33,7 +44,7 @@ def test_streamed_events_join_to_the_whole_answer(
     client: httpx.Client, rules: dict[str, Any]
 ) -> None:
     events = ask_streamed(client, *QUESTION, **{**FIXED, **rules})
-    assert joined(events) == choices(client, *QUESTION, **rules)
+    assert_same(joined(events), choices(client, *QUESTION, **rules))
 
 
 def test_a_stream_starts_and_ends_with_what_it_used(client: httpx.Client) -> None:
@@ -53,14 +64,15 @@ def test_a_whole_answer_counts_what_it_used(client: httpx.Client) -> None:
 
 def test_16_requests_at_once_answer_as_each_does_alone(url: str) -> None:
     def one(number: int) -> list[dict[str, Any]]:
-        rules = {**FIXED, **list(RULES.values())[number % 8]}
+        rules = {**FIXED, **list(RULES.values())[number % len(RULES)]}
         parts = [text("ab" * number or "c"), *QUESTION[: number % 5]]
         with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
             if number < 8:
                 found = joined(ask_streamed(client, *parts, **rules))
             else:
                 found = choices(client, *parts, **rules)
-        return [{**choice, "logprobs": None} for choice in found]  # they differ in the last digits
+        # of logprobs and scores, the last digits differ
+        return [{**choice, "logprobs": None, "score": None} for choice in found]
 
     with ThreadPoolExecutor(16) as crowd:
         together = list(crowd.map(one, range(16)))
@@ -102,6 +114,39 @@ def test_logprobs_come_with_their_spelling_most_likely_first(client: httpx.Clien
         assert set(best) == {"token_id", "token", "logprob"}
 
 
+def test_drafts_come_between_tokens_and_the_last_is_the_answer(client: httpx.Client) -> None:
+    rules = {"num_beams": 3, "max_tokens": 12, "stream_hypotheses": True}
+    events = ask_streamed(client, *QUESTION, **rules)
+    drafts = [data["text"] for name, data in events if name == "hypothesis"]
+    assert 1 < len(drafts) <= 12
+    assert (
+        drafts[-1]
+        == joined(events)[0]["text"]
+        == ask(client, *QUESTION, **rules)["choices"][0]["text"]
+    )
+    said = ""
+    for name, data in events:
+        said += data["text"] if name == "token" else ""
+        assert name != "hypothesis" or data["text"].startswith(said)
+
+
+def test_beams_come_best_first_with_their_scores(client: httpx.Client) -> None:
+    found = choices(client, *QUESTION, num_beams=4, n=4, length_penalty=0.0, logprobs=0)
+    scores = [choice["score"] for choice in found]
+    assert scores == sorted(scores, reverse=True) and len({c["text"] for c in found}) > 1
+    for choice in found:
+        total = sum(entry["logprob"] for entry in choice["logprobs"])
+        assert choice["score"] == pytest.approx(total, abs=1e-3)
+
+
+def test_a_stream_starts_with_the_log_probabilities_of_its_prompt(client: httpx.Client) -> None:
+    rules = {"prompt_logprobs": 1, "max_tokens": 2}
+    (_, start), *_ = ask_streamed(client, *QUESTION, **rules)
+    whole = ask(client, *QUESTION, **rules)["prompt_logprobs"]
+    assert start["prompt_logprobs"] == whole and len(whole) == 16
+    assert whole[0] is None and all(len(entry["top"]) == 1 for entry in whole[1:])
+
+
 def test_a_prompt_of_text_alone_and_one_of_a_picture_alone_are_answered(
     client: httpx.Client,
 ) -> None:
@@ -126,10 +171,10 @@ def test_an_image_token_in_text_is_plain_text(client: httpx.Client) -> None:
 
 
 def test_defaults_may_be_written_out(client: httpx.Client) -> None:
-    written = {"model": "tiny", "stop": [], "n": 1, "num_beams": 1, "adapter": None}
-    assert choices(client, text("a"), **written, stream_hypotheses=False) == choices(
-        client, text("a")
-    )
+    written: dict[str, Any] = {"model": "tiny", "stop": [], "n": 1, "num_beams": 1, "adapter": None}
+    written |= {"stream_hypotheses": False, "length_penalty": 1.0, "early_stopping": None}
+    written |= {"constraint": None, "cache_salt": None, "prompt_logprobs": None, "explain": False}
+    assert choices(client, text("a"), **written) == choices(client, text("a"))
 
 
 @pytest.mark.parametrize(
@@ -149,6 +194,15 @@ def test_what_operators_ask_is_answered(
     response = client.get(path)
     assert response.status_code == 200 and says in response.text
     assert response.headers["content-type"].startswith(kind)
+
+
+def test_metrics_tell_how_far_beams_ran_ahead(client: httpx.Client) -> None:
+    names = ("flamingo_beam_commit_lag_tokens_count", "flamingo_beam_commit_lag_tokens_sum")
+    before = [metric(client, name) for name in names]
+    ask(client, *QUESTION, max_tokens=12)
+    ask(client, *QUESTION, max_tokens=12, num_beams=4)
+    counted = [metric(client, name) - was for name, was in zip(names, before, strict=True)]
+    assert counted[0] == 1 and 1 <= counted[1] <= 12
 
 
 def test_metrics_count_answers_tokens_and_pictures(client: httpx.Client) -> None:

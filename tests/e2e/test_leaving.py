@@ -13,13 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
-from e2e.calls import ask, metric, read_events, text
+from e2e.calls import ask, image, metric, png, read_events, text
 from flamingo_server.app import create_app
 from flamingo_server.config import Settings
 from flamingo_server.run import Server, build_server
 from serving import wait_until_ready
 
+BEAMS = {"prompt": [text("go on")], "num_beams": 8, "n": 8, "max_tokens": 240, "min_tokens": 240}
+WORDS: dict[str, Any] = {
+    "prompt": [text("go on")],
+    "candidates": [f"{n:05} " * 8 for n in range(5000)],
+}
+PICTURE = {"image": image(png())["image"]}
 LONG = {"prompt": [text("go on")], "n": 8, "max_tokens": 240, "min_tokens": 240}
 MEGABYTES = {**LONG, "n": 16, "logprobs": 20, "stream": True}
 
@@ -31,18 +38,19 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def send(url: str, body: dict[str, Any]) -> socket.socket:
+def send(url: str, body: dict[str, Any], route: str = "generate") -> socket.socket:
     """Asks, and reads nothing."""
     host, port = url.removeprefix("http://").split(":")
     data = json.dumps(body).encode()
-    head = "POST /v1/generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = f"POST /v1/{route} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     connection = socket.create_connection((host, int(port)))
     connection.sendall(head.encode() + b"Content-Length: %d\r\n\r\n" % len(data) + data)
     return connection
 
 
 def is_idle(client: httpx.Client) -> bool:
-    return metric(client, "flamingo_running") == metric(client, "flamingo_rows_used") == 0
+    names = ("running", "waiting", "blocks_used")
+    return not any(metric(client, f"flamingo_{name}") for name in names)
 
 
 def test_leaving_a_stream_frees_the_engine(client: httpx.Client) -> None:
@@ -61,6 +69,47 @@ def test_leaving_before_a_whole_answer_frees_the_engine(client: httpx.Client, ur
         wait_for(lambda: metric(client, "flamingo_running") == 1)
     wait_for(lambda: is_idle(client))
     assert metric(client, "flamingo_steps") - before < 200
+
+
+def test_leaving_between_beams_frees_the_engine(client: httpx.Client) -> None:
+    before = metric(client, "flamingo_steps")
+    body = {**BEAMS, "stream": True, "stream_hypotheses": True}
+    with client.stream("POST", "/v1/generate", json=body) as response:
+        events = read_events(response.iter_lines())
+        names = [next(events)[0] for _ in range(8)]
+        assert names[0] == "start" and "hypothesis" in names
+        assert metric(client, "flamingo_blocks_used") > 0
+    wait_for(lambda: is_idle(client))
+    assert metric(client, "flamingo_steps") - before < 200
+
+
+@pytest.mark.parametrize("ensemble", [1, 6])
+def test_leaving_a_classification_frees_the_engine(
+    client: httpx.Client, url: str, ensemble: int
+) -> None:
+    body = WORDS
+    if ensemble > 1:
+        shots = [{"caption": word} for word in ("a", "b", "c", "d")]
+        task = {"task": "caption", "examples": shots, "zero_shot": True, "ensemble": ensemble}
+        body = {**task, "query": PICTURE, "candidates": WORDS["candidates"][:700]}
+    scored = metric(client, "flamingo_candidates_scored_total")
+    with send(url, body, "classify"):
+        wait_for(lambda: metric(client, "flamingo_running") == ensemble)
+    wait_for(lambda: is_idle(client))
+    assert metric(client, "flamingo_candidates_scored_total") == scored
+
+
+def test_a_full_queue_refuses_before_it_looks_at_pictures(serve: Any) -> None:
+    with serve(max_queued=3) as url, httpx.Client(base_url=url, trust_env=False) as client:
+        with client.stream("POST", "/v1/generate", json={**LONG, "stream": True}):
+            bad = {"image": {"data": "no picture"}}
+            body = {"task": "classify", "query": bad, "candidates": ["a"]}
+            shots = [{**bad, "label": str(n)} for n in range(3)]
+            asked = {**body, "examples": shots, "ensemble": 3}
+            response = client.post("/v1/classify", json=asked)
+            assert response.status_code == 429 and int(response.headers["retry-after"]) >= 1
+            assert client.post("/v1/classify", json={**asked, "ensemble": 2}).status_code == 400
+        wait_for(lambda: is_idle(client))
 
 
 def test_a_client_that_never_reads_holds_nobody_up(client: httpx.Client, url: str) -> None:

@@ -58,6 +58,44 @@ def test_greedy_answers_are_the_references(
     assert answer["usage"]["prompt_tokens"] == len(row.ids)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_beams_are_the_references_by_both_rules(
+    served: tuple[GoldenSet, httpx.Client], case: str
+) -> None:
+    golden, client = served
+    (row,) = golden.rows(case)
+    before, since = golden.arrays(case), golden.arrays("beam_generated_len")
+    for rule, sequences, scores in (
+        ("total", before["beam3_sequences"], before["beam3_sequences_scores"]),
+        ("generated", since[f"{case}_sequences"], since[f"{case}_scores"]),
+    ):
+        rules = {"num_beams": 3, "n": 3, "score_rule": rule, "max_tokens": 12}
+        for choice, recorded, score in zip(
+            ask(client, *prompt(row), **rules)["choices"], sequences, scores, strict=True
+        ):
+            found = choice["token_ids"]
+            assert recorded[len(row.ids) :].tolist()[: len(found)] == found
+            assert choice["score"] == pytest.approx(float(score), abs=1e-3)
+            assert choice["finish_reason"] == "stop" or len(found) == 12
+
+
+@pytest.mark.parametrize("case", ["zero_shot", "two_shot", "text_before"])
+def test_class_names_score_as_the_references_do(
+    served: tuple[GoldenSet, httpx.Client], case: str
+) -> None:
+    golden, client = served
+    (row,) = golden.rows(case)
+    told = golden.meta["rank"]
+    for normalize, recorded in (("sum", "norm0"), ("mean", "norm1")):
+        (expected,) = told["logprobs"][f"{case}_cache1_{recorded}"]
+        body = {"prompt": prompt(row), "candidates": told["class_names"], "normalize": normalize}
+        found = client.post("/v1/classify", json=body).raise_for_status().json()["candidates"]
+        ranked = sorted(range(len(expected)), key=lambda index: -expected[index])
+        assert [candidate["index"] for candidate in found] == ranked
+        for candidate in found:
+            assert candidate[normalize] == pytest.approx(expected[candidate["index"]], abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -98,6 +98,8 @@ class BeamAnswers(Task):
 
     def send(self) -> None:
         self.add(0, self.search.committed)
+        lag = len(self.search.best) - len(self.search.committed)
+        self.request.commit_lag = max(self.request.commit_lag or 0, lag)
         if self.rules.sampling.stream_hypotheses:
             choice = self.request.choices[0]
             text = choice.detokenizer.preview(self.without_end(self.search.best))

@@ -157,8 +157,12 @@ class Scored:
 
 @dataclass(frozen=True)
 class Ended:
+    """`commit_lag`: of a beam search, the most tokens its best hypothesis had beyond the committed
+    ones after a step."""
+
     usage: Usage
     timings: Timings
+    commit_lag: int | None = None
 
 
 Event = Started | Text | Draft | Finished | Scored | Ended | Exception
@@ -202,6 +206,7 @@ class Request:
     first_token: float | None = None
     cached_tokens: int = 0
     cached_media: int = 0
+    commit_lag: int | None = None  # of a beam search, see `Ended`
     slots: dict[int, int] = field(default_factory=dict)  # of the media it still has to look at
     has_media: bool = False  # all of these slots are filled
     sequences: list[Sequence] = field(default_factory=list)  # those that run
@@ -253,7 +258,7 @@ class Request:
         )
 
     def ended(self) -> Ended:
-        return Ended(self.usage(), self.timings())
+        return Ended(self.usage(), self.timings(), self.commit_lag)
 
     def timings(self) -> Timings:
         now = time.monotonic()

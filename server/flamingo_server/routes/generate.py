@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import time
 import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
 from ..engine.engine import RequestHandle, Submission
-from ..engine.request import Ended, Event, Finished, Sampling, Started, Text
+from ..engine.request import Draft, Ended, Event, Finished, Sampling, Scored, Started, Text
 from ..engine.request import TokenLogprob as EngineLogprob
 from ..errors import OutOfRange, TooLarge
-from ..protocol import Choice, ErrorResponse, GenerateRequest, GenerateResponse, TopToken
-from ..protocol import TokenLogprob as WireLogprob
+from ..protocol.generate import Choice, GenerateRequest, GenerateResponse
+from ..protocol.generate import TokenLogprob as WireLogprob
+from ..protocol.operation import ErrorResponse
 from ..service import Service
 from ..sse import EventQueue, EventStream, encode, stream, to_error
+
+if TYPE_CHECKING:
+    from ..engine.constraints import Grammar
 
 DEFAULT_MAX_TOKENS = 64
 STATUSES: dict[int | str, dict[str, Any]] = {
@@ -28,7 +34,8 @@ STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "model": GenerateResponse,
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
-        "description": "the whole answer, or with `stream` the events start, token, done, end",
+        "description": "the whole answer, or with `stream` the events start, token, "
+        "hypothesis, done, end",
     }
 }
 
@@ -49,7 +56,7 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
 
     if not body.stream:
         return await whole(id, events, handle, request, service)
-    first = await next_event(events, handle, request)
+    first = await next_event(events, handle.cancel, request)
     if first is None:
         return CLIENT_LEFT
     if isinstance(first, Exception):  # nothing has gone out yet: a plain error can still be sent
@@ -63,10 +70,15 @@ CLIENT_LEFT = Response(status_code=499)
 async def submit(
     id: str, body: GenerateRequest, service: Service, events: EventQueue
 ) -> RequestHandle:
-    """A place in the queue first, then the pictures, then the engine."""
+    """A place in the queue first, then words and rules, then the pictures, then the engine."""
     started = time.monotonic()
     with service.engine.place():
-        prompt = await service.prompts.build(body)
+        layout = service.prompts.lay_out(body)
+        rendered = await service.prompts.render(layout)
+        num_tokens = len(rendered.token_ids)
+        sampling = to_sampling(body, num_tokens, await service.compile(body.constraint), service)
+        service.engine.limits.check(num_tokens, len(layout.media), sampling)
+        prompt = await service.prompts.build(layout, rendered, body.cache_salt)
         submission = Submission(
             id,
             prompt,
@@ -75,22 +87,23 @@ async def submit(
             deadline=started + body.deadline_ms / 1000 if body.deadline_ms else None,
             media_ms=(time.monotonic() - started) * 1000,
         )
-        sampling = to_sampling(body, len(prompt.token_ids), service)
         return service.engine.generate(submission, sampling)
 
 
-async def next_event(events: EventQueue, handle: RequestHandle, request: Request) -> Event | None:
+async def next_event(
+    events: EventQueue, cancel: Callable[[], None], request: Request
+) -> Event | None:
     """Waits for the next event; None, and the request cancelled, once the client has gone."""
     try:
         event = None
         while event is None:
             event = await events.next(timeout=0.25)
             if await request.is_disconnected():
-                handle.cancel()
+                cancel()
                 return None
         return event
     except BaseException:
-        handle.cancel()
+        cancel()
         raise
 
 
@@ -100,30 +113,45 @@ async def whole(
     """Gathers all events into one answer."""
     texts: dict[int, list[Text]] = {}
     finished: dict[int, Finished] = {}
+    prompt_logprobs: Sequence[EngineLogprob | None] | None = None
     while True:
-        event = await next_event(events, handle, request)
+        event = await next_event(events, handle.cancel, request)
         match event:
             case None:
                 return CLIENT_LEFT
             case Exception():
                 raise to_error(event)
             case Started():
+                prompt_logprobs = event.prompt_logprobs
+            case Draft() | Scored():
                 pass
             case Text():
                 texts.setdefault(event.index, []).append(event)
             case Finished():
                 finished[event.index] = event
-            case Ended(usage, timings):
-                choices = [choice(finished[i], texts.get(i, []), service) for i in sorted(finished)]
-                return JSONResponse(
-                    {
-                        "id": id,
-                        "model": service.model_name,
-                        "choices": [c.model_dump() for c in choices],
-                        "usage": asdict(usage),
-                        "timings": asdict(timings),
-                    }
-                )
+            case Ended():
+                ended = event
+                break
+
+    def answer() -> dict[str, Any]:
+        choices = [choice(finished[i], texts.get(i, []), service) for i in sorted(finished)]
+        asked = prompt_logprobs is not None
+        return {
+            "id": id,
+            "model": service.model_name,
+            "choices": [c.model_dump() for c in choices],
+            **({"prompt_logprobs": logprobs(prompt_logprobs, service)} if asked else {}),
+            "usage": asdict(ended.usage),
+            "timings": asdict(ended.timings),
+        }
+
+    return await json_response(answer)
+
+
+async def json_response(answer: Callable[[], dict[str, Any]]) -> Response:
+    """In a thread: an answer may have a hundred thousand numbers."""
+    content = await asyncio.to_thread(lambda: json.dumps(answer(), separators=(",", ":")))
+    return Response(content, media_type="application/json")
 
 
 def choice(finished: Finished, texts: list[Text], service: Service) -> Choice:
@@ -134,38 +162,57 @@ def choice(finished: Finished, texts: list[Text], service: Service) -> Choice:
         text="".join(text.text for text in texts),
         token_ids=[id for text in texts for id in text.token_ids],
         finish_reason=finished.finish_reason,
-        logprobs=[WireLogprob(**entry) for entry in logprobs(found, service) or []]
-        if wanted
-        else None,
+        logprobs=[WireLogprob(**spelled(entry, service)) for entry in found] if wanted else None,
         score=finished.score,
     )
 
 
-def logprobs(found: list[EngineLogprob] | None, service: Service) -> list[dict[str, Any]] | None:
-    """Token ids with their spelling."""
+def logprobs(
+    found: Sequence[EngineLogprob | None] | None, service: Service
+) -> list[dict[str, Any] | None] | None:
     if found is None:
         return None
+    return [None if entry is None else spelled(entry, service) for entry in found]
+
+
+def spelled(entry: EngineLogprob, service: Service) -> dict[str, Any]:
+    """Token ids with their spelling."""
 
     def shown(token_id: int, logprob: float) -> dict[str, Any]:
-        token = service.spelling(token_id)
-        return TopToken(token_id=token_id, token=token, logprob=logprob).model_dump()
+        return {"token_id": token_id, "token": service.spelling(token_id), "logprob": logprob}
 
-    return [
-        {**shown(entry.token_id, entry.logprob), "top": [shown(*pair) for pair in entry.top]}
-        for entry in found
-    ]
+    return {**shown(entry.token_id, entry.logprob), "top": [shown(*pair) for pair in entry.top]}
 
 
 def check_request(body: GenerateRequest, service: Service) -> None:
     """What the wire shape alone cannot tell."""
     service.check_model(body.model)
-    if body.n > (most := min(service.settings.max_n, service.settings.max_running)):
+    settings = service.settings
+    if body.n > (most := min(settings.max_n, settings.max_running)):
         raise OutOfRange(f"n may be at most {most}", param="n", code="too_many_choices")
+    if body.num_beams > (most := min(settings.max_beams, settings.max_running)):
+        message = f"num_beams may be at most {most}"
+        raise OutOfRange(message, param="num_beams", code="too_many_beams")
     if body.max_tokens is not None and body.min_tokens > body.max_tokens:
         raise OutOfRange("min_tokens may not exceed max_tokens", param="min_tokens")
+    check_work(body, settings.max_work)
 
 
-def to_sampling(body: GenerateRequest, num_prompt_tokens: int, service: Service) -> Sampling:
+def check_work(body: GenerateRequest, limit: int) -> None:
+    max_tokens = body.max_tokens or DEFAULT_MAX_TOKENS
+    work = body.num_beams * body.n * max_tokens
+    if work > limit:
+        raise TooLarge(
+            f"num_beams {body.num_beams} x n {body.n} x max_tokens {max_tokens:,} is {work:,}; "
+            f"the limit is {limit:,}: lower one of them",
+            param="max_tokens",
+            code="too_much_work",
+        )
+
+
+def to_sampling(
+    body: GenerateRequest, num_prompt_tokens: int, grammar: Grammar | None, service: Service
+) -> Sampling:
     room = service.settings.max_tokens - num_prompt_tokens
     if body.max_tokens is not None and body.max_tokens > room:
         raise TooLarge(
@@ -187,4 +234,11 @@ def to_sampling(body: GenerateRequest, num_prompt_tokens: int, service: Service)
         stop=tuple(body.stop),
         n=body.n,
         logprobs=body.logprobs,
+        prompt_logprobs=body.prompt_logprobs,
+        grammar=grammar,
+        num_beams=body.num_beams,
+        length_penalty=body.length_penalty,
+        early_stopping=body.early_stopping,
+        score_rule=body.score_rule,
+        stream_hypotheses=body.stream and body.stream_hypotheses,
     )

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from .. import __version__
-from ..protocol import Health, Version
+from ..protocol.operation import Health, Version
 from ..service import Service
 
 router = APIRouter(tags=["operation"])

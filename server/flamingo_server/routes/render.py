@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from flamingo_model.prompt import TextPart
 
 from ..prompts import Layout
-from ..protocol import PromptRequest, RenderedPart, RenderedToken, RenderResponse
+from ..protocol.prompt import PromptRequest, RenderedPart, RenderedToken, RenderResponse
 from ..service import Service
 from .generate import STATUSES
 

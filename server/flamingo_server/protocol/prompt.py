@@ -1,7 +1,4 @@
-"""The wire: what `/v1/generate` and `/v1/render` take and give. Unknown fields are refused.
-
-Shapes are the contract; nothing here knows the engine.
-"""
+"""A prompt as a client writes it, in parts or as a task with examples; and how it was rendered."""
 
 from __future__ import annotations
 
@@ -14,22 +11,12 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
-    field_validator,
     model_validator,
 )
 
-from .errors import BadRequest
+from ..errors import BadRequest
 
-LATER = (
-    "adapter",
-    "constraint",
-    "early_stopping",
-    "explain",
-    "length_penalty",
-    "prompt_logprobs",
-    "stream_hypotheses",
-    "support_set",
-)
+LATER = ("adapter", "explain", "support_set")
 """Fields of the contract that this version does not serve yet, and says so."""
 
 
@@ -139,10 +126,23 @@ class PromptRequest(Wire):
     )
     model: str | None = Field(None, description="must name the loaded model, if given")
 
-    @field_validator("examples", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def no_examples(cls, value: object) -> object:
-        return [] if value is None else value
+    def read_absent_fields(cls, values: Any) -> Any:
+        """A field that is null is left out; one of another version too, where it asks nothing."""
+        if not isinstance(values, dict):
+            return values
+        for name in LATER:
+            if values.get(name) not in (None, False):
+                raise BadRequest(
+                    f"{name} is not served by this version: leave it out",
+                    param=name,
+                    code="not_supported",
+                )
+        known = {*cls.model_fields, *LATER}
+        return {
+            k: v for k, v in values.items() if k not in LATER and (v is not None or k not in known)
+        }
 
     @model_validator(mode="after")
     def check_form(self) -> PromptRequest:
@@ -160,72 +160,14 @@ class PromptRequest(Wire):
         return self
 
 
-class GenerateRequest(PromptRequest):
-    """A prompt, in the order the model sees it, and how to continue it."""
+class RunRequest(PromptRequest):
+    """A prompt for the engine, whatever is asked of it."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"prompt": [{"type": "text", "text": "This is a"}], "max_tokens": 8}]
-        }
-    )
-
-    max_tokens: int | None = Field(
-        None, ge=1, description="default: 64, or what the context leaves"
-    )
-    min_tokens: int = Field(0, ge=0)
-    temperature: float = Field(0.0, ge=0, le=100, description="0 is greedy")
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0, description="0: no limit")
-    min_p: float = Field(0.0, ge=0, le=1)
-    repetition_penalty: float = Field(1.0, ge=0.01, le=100)
-    no_repeat_ngram_size: int = Field(0, ge=0, le=64)
-    seed: int | None = Field(None, ge=0, lt=2**63)
-    stop: list[str] = Field(default_factory=list, max_length=16)
-    n: int = Field(1, ge=1)
-    num_beams: int = Field(1, ge=1)
-    logprobs: int | None = Field(None, ge=0, le=20, description="top-k per generated token")
-    stream: bool = False
     priority: int = Field(0, ge=-100, le=100, description="larger goes first")
     deadline_ms: int | None = Field(None, ge=1, le=86_400_000)
-    cache_salt: str | None = Field(None, max_length=256)
-
-    @model_validator(mode="before")
-    @classmethod
-    def refuse_later_fields(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        absent = {field for field in LATER if values.get(field) is None or values[field] is False}
-        named = [field for field in LATER if field in values.keys() - absent]
-        if named:
-            raise BadRequest(
-                f"{named[0]} is not served by this version: leave it out",
-                param=named[0],
-                code="not_supported",
-            )
-        return {field: value for field, value in values.items() if field not in absent}
-
-    @model_validator(mode="after")
-    def refuse_beams(self) -> GenerateRequest:
-        if self.num_beams > 1:
-            raise BadRequest(
-                "beam search is not served by this version: leave num_beams out or set it to 1",
-                param="num_beams",
-                code="not_supported",
-            )
-        return self
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def one_stop(cls, value: object) -> object:
-        """A lone string is a list of one."""
-        return [value] if isinstance(value, str) else value
-
-    @field_validator("stop")
-    @classmethod
-    def no_empty_stop(cls, value: list[str]) -> list[str]:
-        if any(not text or len(text) > 256 for text in value):
-            raise ValueError("each stop string must have 1 to 256 characters")
-        return value
+    cache_salt: Annotated[Characters, Field(min_length=1, max_length=256)] | None = Field(
+        None, description="prompts share what was computed only with those of the same salt"
+    )
 
 
 class RenderedPart(BaseModel):
@@ -251,67 +193,3 @@ class RenderResponse(BaseModel):
     parts: list[RenderedPart]
     token_ids: list[int]
     tokens: list[RenderedToken]
-
-
-class TopToken(BaseModel):
-    token_id: int
-    token: str
-    logprob: float
-
-
-class TokenLogprob(TopToken):
-    top: list[TopToken]
-
-
-class Usage(BaseModel):
-    prompt_tokens: int
-    completion_tokens: int
-    cached_prompt_tokens: int
-    media: int
-    cached_media: int
-
-
-class Timings(BaseModel):
-    queue_ms: float
-    media_ms: float
-    prefill_ms: float
-    decode_ms: float
-    ttft_ms: float
-
-
-class Choice(BaseModel):
-    index: int
-    text: str
-    token_ids: list[int]
-    finish_reason: Literal["stop", "length", "cancelled", "timeout", "error"]
-    logprobs: list[TokenLogprob] | None
-    score: float | None
-
-
-class GenerateResponse(BaseModel):
-    id: str
-    model: str
-    choices: list[Choice]
-    usage: Usage
-    timings: Timings
-
-
-class ErrorBody(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorResponse(BaseModel):
-    error: ErrorBody
-
-
-class Health(BaseModel):
-    status: Literal["ok", "ready", "loading", "draining", "failed"]
-
-
-class Version(BaseModel):
-    version: str
-    model: str
-    torch: str
