@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer
 
 from flamingo_model.cache import BlockCache
+from flamingo_model.checkpoints.weights import CheckpointError
 from flamingo_model.flamingo import Flamingo
 from flamingo_model.media import Transform
 from flamingo_model.packing import always_one_kernel, pack_model
@@ -104,15 +105,18 @@ class Service:
         self.is_loaded = True
 
     def latents_store(self, model: Flamingo) -> LatentsStore | None:
-        """Raises OSError."""
+        """Raises CheckpointError where its folder cannot be used."""
         settings = self.settings
         if settings.latents_folder is None:
             return None
         folder = Path(settings.latents_folder) / f"{encoder_digest(model)}-{settings.kernels}"
-        return LatentsStore(folder, settings.latents_disk_bytes)
+        try:
+            return LatentsStore(folder, settings.latents_disk_bytes)
+        except OSError as error:
+            raise CheckpointError(f"--latents-folder cannot be used: {error}") from None
 
     def pack(self, model: Flamingo) -> None:
-        """Gives the layers of a model on a CPU its fastest kernels. Raises PackError."""
+        """Gives the layers of a model on a CPU its fastest kernels."""
         weight, kind = model.decoder.embed.weight, self.settings.kernels
         kind = KERNELS.get(weight.dtype, "plain") if kind == "auto" else kind
         if kind == "plain" or weight.device.type != "cpu":
