@@ -282,8 +282,8 @@ def prefill(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     mask = mask.squeeze(0).unflatten(0, (heads if mask.shape[1] > 1 else 1, -1))
     scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     weights = scores.softmax(-1).to(v.dtype)
-    out = torch.bmm(weights.flatten(1, 2), v.transpose(0, 1)).unflatten(1, (group, len(q)))
-    return out.permute(2, 0, 1, 3).flatten(1, 2)
+    out = torch.bmm(weights.flatten(1, 2), v.transpose(0, 1))
+    return torch.unflatten(out, 1, (group, len(q))).permute(2, 0, 1, 3).flatten(1, 2)
 
 
 class CachedCrossAttention:

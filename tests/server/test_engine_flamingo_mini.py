@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
-from fakes import Answer, drive
+from fakes import Answer, drive, submit
 from flamingo_model.checkpoints.flamingo_mini import load_flamingo_mini
 from flamingo_model.flamingo import Flamingo
 from flamingo_model.media import to_pixels
@@ -52,9 +52,7 @@ def ask(engine: Engine, text: str, names: list[str]) -> Answer:
     model, tokenizer = loaded()
     rendered = PromptRenderer(tokenizer, model.config.tokens).render(parts(text))
     prompt = Prompt(rendered.token_ids, rendered.media_index, list(map(picture, names)))
-    answer, sampling = Answer(), Sampling(max_tokens=12, temperature=0.0)
-    answer.handle = engine.submit(text, prompt, sampling, answer.events.append)
-    return answer
+    return submit(engine, prompt, Sampling(max_tokens=12))
 
 
 def test_all_cases_at_once_get_the_references_tokens() -> None:
