@@ -62,7 +62,9 @@ def assert_found(answer: Answer, expected: list[Hypothesis]) -> None:
         assert event.score is not None and abs(event.score - hypothesis.score) < 1e-4
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [k if k in ("tiny", "mpt") else pytest.param(k, marks=pytest.mark.slow) for k in KINDS]
+)
 def test_beams_of_all_widths_in_one_batch_are_those_of_the_slow_search(kind: str) -> None:
     engine, plain = new_engine(kind, max_running=60), alone("beside", 2, kind=kind)
     answers = [ask(engine, "what", *SEEDS, **{**BARE, **rules}) for rules in WAYS]

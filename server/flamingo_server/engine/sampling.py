@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import BadRequest
 from .request import Sampling, TokenLogprob
 
 
@@ -19,7 +20,7 @@ class NotFiniteError(Exception):
     """The model gave logits that are not numbers."""
 
 
-class NothingAllowedError(Exception):
+class NothingAllowedError(BadRequest):
     """The rules together leave no token to choose."""
 
 
@@ -103,7 +104,11 @@ def repeated_next(history: list[int], size: int) -> list[int]:
 def draw(logits: Tensor, sampling: Sampling, dice: random.Random) -> int:
     most = logits.max()
     if most == -torch.inf:
-        raise NothingAllowedError("min_tokens, no_repeat_ngram_size and constraint exclude it all")
+        raise NothingAllowedError(
+            "no token may come next: min_tokens, no_repeat_ngram_size and constraint together "
+            "exclude all of them; loosen one",
+            code="nothing_allowed",
+        )
     if sampling.temperature == 0:
         return int(logits.argmax())
     probabilities = ((logits - most) / sampling.temperature).softmax(-1)
