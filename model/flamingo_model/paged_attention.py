@@ -104,7 +104,9 @@ class CachedSelfAttention:
         if batch.num_decoding:
             positions = batch.positions[: batch.num_decoding]
             self.lengths: list[int] = (positions + 1).tolist()
-            self.parts = list(self.decode_parts())
+            self.parts = sorted(self.decode_parts(), key=lambda part: part.begin)
+            num = batch.num_decoding
+            self.parts_have_all_rows = all(len(part.rows) == num for part in self.parts)
             self.bias = self.decode_bias(positions)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -219,26 +221,35 @@ class CachedSelfAttention:
     def decode(self, layer: int, q: Tensor) -> Tensor:
         """One token per sequence, [B, heads, head_dim]: one softmax over all parts' scores."""
         k, v = self.cache.k[layer], self.cache.v[layer]
-        heads = k.shape[-2]
-        queries = (q * q.shape[-1] ** -0.5).unflatten(1, (heads, -1)).transpose(0, 1)
-        if len(self.parts) == 1:
-            scores = part_scores(queries, k, self.parts[0])
-        else:
-            size = (heads, len(q), queries.shape[2], max(self.lengths))
-            scores = q.new_zeros(size)
-            for part in self.parts:
-                scores[:, part.rows, :, part.begin : part.end] = part_scores(
-                    queries[:, part.rows], k, part
-                )
-        scores = scores.float() if self.bias is None else scores + self.bias
-        weights = scores.softmax(-1).to(v.dtype)  # [kv_heads, B, group, keys]
-        if len(self.parts) == 1:
-            return part_values(weights, v, self.parts[0]).transpose(0, 1).flatten(1, 2)
-        out = torch.zeros_like(queries)
+        queries = (q * q.shape[-1] ** -0.5).unflatten(1, (k.shape[-2], -1)).transpose(0, 1)
+        scores = self.scores(queries, k).float()
+        weights = (scores if self.bias is None else scores + self.bias).softmax(-1).to(v.dtype)
+        return self.values(weights, v).transpose(0, 1).flatten(1, 2)
+
+    def scores(self, queries: Tensor, k: Tensor) -> Tensor:
+        """Queries [kv_heads, B, group, D] → [kv_heads, B, group, keys]"""
+        if self.parts_have_all_rows:  # side by side they are all keys
+            found = [part_scores(queries, k, part) for part in self.parts]
+            return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
+        scores = queries.new_zeros(*queries.shape[:3], max(self.lengths))
+        for part in self.parts:
+            some = part_scores(queries[:, part.rows], k, part)
+            scores[:, part.rows, :, part.begin : part.end] = some
+        return scores
+
+    def values(self, weights: Tensor, v: Tensor) -> Tensor:
+        """Weights [kv_heads, B, group, keys] → [kv_heads, B, group, D]"""
+        if self.parts_have_all_rows:
+            first, *others = self.parts
+            out = part_values(weights[..., first.begin : first.end], v, first)
+            for part in others:
+                out = out + part_values(weights[..., part.begin : part.end], v, part)
+            return out
+        out = weights.new_zeros(*weights.shape[:3], v.shape[-1])
         for part in self.parts:
             seen = weights[:, part.rows, :, part.begin : part.end]
             out[:, part.rows] += part_values(seen, v, part)
-        return out.transpose(0, 1).flatten(1, 2)
+        return out
 
 
 def is_run(blocks: Sequence[int]) -> bool:

@@ -72,13 +72,21 @@ def choose_token(
     """
     check_finite(logits)
     sampling = rules.sampling
-    if rules.is_plain and len(answer) >= sampling.min_tokens:
-        return int(logits.index_fill(0, rules.banned, -torch.inf).argmax()), None
+    if rules.is_plain:
+        return likeliest(logits, rules, len(answer)), None
     logits = logits.to(torch.float64, copy=True)  # so that no temperature overflows
     logits[rules.banned] = -torch.inf
     logprobs = logits.log_softmax(-1) if sampling.logprobs is not None else None
     token = draw(rules.apply(logits, prompt, answer, allowed), sampling, dice)
     return token, None if logprobs is None else token_logprob(logprobs, token, sampling.logprobs)
+
+
+def likeliest(logits: Tensor, rules: Rules, num_generated: int) -> int:
+    """Without any rule but bans: what `draw` would take at temperature 0, in fewer passes."""
+    logits = logits.index_fill(0, rules.banned, -torch.inf)
+    if num_generated < rules.sampling.min_tokens:
+        logits[rules.stop_ids] = -torch.inf
+    return int(logits.argmax())
 
 
 def check_finite(logits: Tensor) -> None:
