@@ -25,6 +25,7 @@ from .protocol.prompt import TASK_KINDS
 from .routes import classify, generate, operation, render
 from .service import Service
 from .sse import to_error
+from .threads import in_passing_thread
 
 logger = logging.getLogger("flamingo_server")
 LONGEST_NAME, LONGEST_MESSAGE = 80, 400  # what a client wrote is not sent back in full
@@ -68,7 +69,7 @@ def create_app(settings: Settings) -> FastAPI:
 async def load(service: Service) -> None:
     """Keeps the failure for whoever asks: /readyz, and the process's exit status."""
     try:
-        await asyncio.to_thread(service.load)
+        await in_passing_thread(service.load)
     except (CheckpointError, QuantizeError) as error:
         service.load_error = error  # the process ends with it as its last line
     except Exception as error:

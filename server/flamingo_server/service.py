@@ -29,6 +29,7 @@ from .media.pool import MediaPool
 from .metrics import Metrics
 from .prompts import PromptBuilder, PromptLimits
 from .protocol.generate import ConstraintRule
+from .threads import in_passing_thread
 
 if TYPE_CHECKING:
     from .constraints import ConstraintCompiler
@@ -144,7 +145,7 @@ class Service:
             return None
         async with self.compiler_lock:
             if self.compiler is None:
-                self.compiler = await asyncio.to_thread(self.new_compiler)
+                self.compiler = await in_passing_thread(self.new_compiler)
         from .engine.constraints import Constraint
 
         return await self.compiler.compile(Constraint(rule.kind, rule.value))
