@@ -7,7 +7,7 @@ import pytest
 
 from fakes import make_request
 from flamingo_server.engine.blocks import BlockPool, OutOfBlocks
-from flamingo_server.engine.request import Request
+from flamingo_server.engine.request import Request, Sequence
 from flamingo_server.engine.scheduler import Plan, Scheduler
 
 
@@ -217,6 +217,32 @@ def test_a_failed_request_leaves_no_prefix() -> None:
     s.add(second)
     [chunk] = step(s).chunks
     assert chunk.begin == 0
+
+
+def test_a_failed_request_takes_nothing_that_others_had_computed() -> None:
+    s, first, second = scheduler(), make_request("abcdefgh.1"), make_request("abcdefghXXXX.2")
+    third = make_request("abcdefgh.3")
+    fill(s, first)
+    fill(s, second)
+    s.tables.forget(second)
+    s.remove(second)
+    [chunk] = [c for c in (s.add(third), step(s))[1].chunks if c.sequence.request is third]
+    assert chunk.begin == 8
+
+
+def test_what_a_withdrawn_chunk_would_have_filled_is_not_found() -> None:
+    """Two sequences that come back together: there is room for the first's prompt alone."""
+    s, wide = scheduler(num_blocks=8), make_request("abcdefghijkl", width=2)
+    wide.sequences.append(Sequence(wide, [*wide.sequences[0].tokens[:-1], 5, 6, 7, 8, 9]))
+    wide.has_media = True
+    s.running.append(wide)
+    s.media.pin(wide, set())
+    others = s.blocks.allocate(5)
+    assert not s.schedule() and s.waiting == [wide]
+    s.blocks.release(others)
+    again = make_request("abcdefghijkl")
+    s.remove(wide)
+    assert fill(s, again) == ["abcdefghijkl"] and again.cached_tokens == 0
 
 
 # ---- too little room

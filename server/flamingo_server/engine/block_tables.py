@@ -95,6 +95,7 @@ class BlockTables:
             sequence.num_registered += 1
             if sequence.node.block == block:
                 found.append(block)
+        sequence.request.filled.update(found)
         return found
 
     def findable(self, sequence: Sequence, end: int) -> int:
@@ -134,7 +135,7 @@ class BlockTables:
         sequence.num_computed = sequence.num_registered = 0
 
     def forget(self, request: Request) -> None:
-        """What it computed may be wrong: nobody finds it any more."""
+        """What it computed itself may be wrong: nobody finds it any more, nor what follows it."""
         for sequence in request.sequences:
-            for block in sequence.blocks:
+            for block in request.filled.intersection(sequence.blocks):
                 self.blocks.forget(block)

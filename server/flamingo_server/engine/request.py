@@ -209,6 +209,7 @@ class Request:
     commit_lag: int | None = None  # of a beam search, see `Ended`
     slots: dict[int, int] = field(default_factory=dict)  # of the media it still has to look at
     has_media: bool = False  # all of these slots are filled
+    filled: set[int] = field(default_factory=set)  # blocks that it was the first to compute
     sequences: list[Sequence] = field(default_factory=list)  # those that run
     choices: list[Choice] = field(default_factory=list)
     task: Task = field(init=False)
