@@ -16,7 +16,7 @@ serve: .venv/serve.stamp
 	exec $(BIN)/flamingo serve $(MODEL) --host $(HOST) --port $(PORT)
 
 test: .venv/dev.stamp
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n auto --dist worksteal $(ARGS)
 
 check: .venv/dev.stamp
 	$(BIN)/ruff format --check .

@@ -9,15 +9,23 @@ import asyncio
 import json
 import sys
 import time
+from collections.abc import Callable
 
 from bench.ours import intervals
 from flamingo_server.config import Settings
-from flamingo_server.engine.engine import Submission
 from flamingo_server.engine.request import Ended, Event, Text
-from flamingo_server.protocol import GenerateRequest
-from flamingo_server.routes.generate import to_sampling
+from flamingo_server.protocol.generate import GenerateRequest
+from flamingo_server.routes.generate import submit
 from flamingo_server.run import build_server
 from flamingo_server.service import Service
+from flamingo_server.sse import EventQueue
+
+
+class Receiver(EventQueue):
+    """Takes the engine's events where they arise, without a queue."""
+
+    def __init__(self, deliver: Callable[[Event], None]) -> None:
+        self.deliver = deliver  # type: ignore[method-assign]
 
 
 async def main(threads: int) -> None:
@@ -43,10 +51,7 @@ async def ask(service: Service, values: dict) -> tuple[float, float]:
             loop.call_soon_threadsafe(has_ended.set)
 
     started = time.perf_counter()
-    with service.engine.place():
-        prompt = await service.prompts.build(body)
-        sampling = to_sampling(body, len(prompt.token_ids), service)
-        service.engine.generate(Submission("inside", prompt, deliver), sampling)
+    await submit("inside", body, service, Receiver(deliver))
     await has_ended.wait()
     return intervals(started, came)
 

@@ -107,13 +107,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("topics", nargs="*", metavar="TOPIC", help=", ".join(TOPICS))
     parser.add_argument("--quick", action="store_true", help="one round, fewer shots and tokens")
     parser.add_argument("--threads", type=int, default=2, help="of each side (2)")
-    text = "settings of our fastest type, as dtype=bfloat16 (which is the default)"
+    text = "settings of our fastest type, as kernels=int4 (which is the default)"
     parser.add_argument("--fastest", nargs="+", type=setting, default=None, help=text)
     parser.add_argument("--output", type=Path, default=None, help="default: BENCHMARKS.md")
     chosen = parser.parse_args()
     if unknown := sorted(set(chosen.topics) - TOPICS.keys()):
         parser.error(f"no topic {', '.join(unknown)}; there are {', '.join(TOPICS)}")
-    chosen.fastest = dict(chosen.fastest or [("dtype", "bfloat16")])
+    chosen.fastest = dict(chosen.fastest or [("kernels", "int4")])
     return chosen
 
 

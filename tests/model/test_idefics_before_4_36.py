@@ -19,10 +19,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from beams import finished, remembered
 from flamingo_model.attention import DenseCrossAttention, no_media
 from flamingo_model.checkpoints.idefics import open_idefics
 from flamingo_model.cross_attention import MEDIA_RULES, MarkIds, media_mask
 from flamingo_model.flamingo import MediaKV
+from flamingo_server.engine.beam import BeamOptions, BeamSearch
 from forward import run
 
 FOLDER = Path(__file__).parents[1] / "golden" / "idefics_qkln"
@@ -90,6 +92,24 @@ def test_old_greedy_answers_follow_from_the_old_rule(case: str) -> None:
     while len(ids) < len(expected):
         ids.append(int(old_logits(case, 0, ids, num_prompt)[-1].argmax()))
     assert ids == expected
+
+
+@pytest.mark.parametrize("case", ALONE)
+def test_old_beams_follow_from_the_old_rule(case: str) -> None:
+    """With the score of its time, which counts the prompt."""
+    ids, end = prompt(case, 0), 2
+
+    def log_probs(beams: list[tuple[int, ...]]) -> Tensor:
+        rows = [old_logits(case, 0, [*ids, *beam], len(ids))[-1] for beam in beams]
+        return torch.stack(rows).log_softmax(-1)
+
+    options = BeamOptions(num_beams=3, n=3, max_tokens=12, score_rule="total")
+    found = finished(BeamSearch(options, len(ids), [end]), remembered(log_probs))
+    file = np.load(FOLDER / "golden_t4333" / f"{case}.npz")
+    for hypothesis, tokens in zip(found, file["beam3_sequences"][:, len(ids) :], strict=True):
+        assert hypothesis.token_ids == tuple(tokens.tolist())[: len(hypothesis.token_ids)]
+    scores = [hypothesis.score for hypothesis in found]
+    np.testing.assert_allclose(scores, file["beam3_sequences_scores"], atol=1e-4)
 
 
 @pytest.mark.parametrize("case", ALONE)

@@ -72,7 +72,7 @@ def choose_token(
     """
     check_finite(logits)
     sampling = rules.sampling
-    if rules.is_plain:
+    if rules.is_plain and allowed is None:
         return likeliest(logits, rules, len(answer)), None
     logits = logits.to(torch.float64, copy=True)  # so that no temperature overflows
     logits[rules.banned] = -torch.inf
