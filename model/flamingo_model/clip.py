@@ -40,15 +40,18 @@ def build_clip(config: VisionConfig) -> Any:
         from transformers import CLIPVisionConfig, CLIPVisionModel
     except ImportError as error:
         raise ImportError("a CLIP tower needs transformers: flamingo-server[clip]") from error
-    theirs = CLIPVisionConfig(
-        hidden_size=config.dim,
-        image_size=config.image_size,
-        patch_size=config.patch_size,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        intermediate_size=config.ff_dim,
-        hidden_act=config.activation,
-        layer_norm_eps=config.norm_eps,
-    )
-    model: Any = CLIPVisionModel(theirs)
+    model: Any = CLIPVisionModel(CLIPVisionConfig(hidden_size=config.dim, **vit_sizes(config)))
     return getattr(model, "vision_model", model)
+
+
+def vit_sizes(config: VisionConfig) -> dict[str, Any]:
+    """A tower's config in transformers' words, all but its width, which has several names."""
+    return {
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": config.ff_dim,
+        "hidden_act": config.activation,
+        "layer_norm_eps": config.norm_eps,
+    }

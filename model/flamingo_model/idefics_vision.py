@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .clip import vit_sizes
 from .vision_config import VisionConfig
 
 
@@ -18,16 +19,7 @@ class IdeficsTower(nn.Module):
             from transformers.models.idefics.vision import IdeficsVisionTransformer
         except ImportError as error:
             raise ImportError("IDEFICS needs transformers: flamingo-server[clip]") from error
-        theirs = IdeficsVisionConfig(
-            embed_dim=config.dim,
-            image_size=config.image_size,
-            patch_size=config.patch_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            intermediate_size=config.ff_dim,
-            hidden_act=config.activation,
-            layer_norm_eps=config.norm_eps,
-        )
+        theirs = IdeficsVisionConfig(embed_dim=config.dim, **vit_sizes(config))
         self.model = IdeficsVisionTransformer(theirs)
         # Computed, so in no file: they must be real even where the weights are still to come.
         ids = torch.arange(config.num_tokens, device="cpu").unsqueeze(0)

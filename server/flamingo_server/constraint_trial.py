@@ -12,6 +12,7 @@ import sys
 from multiprocessing.connection import Connection
 
 from .engine.grammar import TOO_COMPLEX, Compiler, Constraint, ConstraintError, Vocabulary
+from .memory import limit_memory
 
 
 def serve(pipe: Connection, vocabulary: Vocabulary, memory_bytes: int) -> None:
@@ -22,6 +23,7 @@ def serve(pipe: Connection, vocabulary: Vocabulary, memory_bytes: int) -> None:
     assert compiler.tokenizer  # read now, outside the client's time
     compiler.compile(Constraint("choices", '["a"]'))
     limit_memory(memory_bytes)
+    leave_no_core()
     pipe.send_bytes(b"")
     while True:
         try:
@@ -41,16 +43,8 @@ def problem_with(compiler: Compiler, constraint: Constraint) -> str:
     return ""
 
 
-def limit_memory(more_bytes: int) -> None:
-    """This process may take `more_bytes` than it has; where the system keeps no count, anything."""
-    if sys.platform != "linux":
-        return
-    import resource
+def leave_no_core() -> None:
+    if sys.platform == "linux":
+        import resource
 
-    with open("/proc/self/statm") as file:
-        pages = int(file.read().split()[0])
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = pages * resource.getpagesize() + more_bytes
-    limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -13,20 +13,11 @@ from flamingo_model.attention import DenseSelfAttention
 from flamingo_model.config import DecoderConfig
 from flamingo_model.decoder import Decoder
 from flamingo_model.positions import reach, rotary, rotate
+from published import MODULES
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8], [2, 7, 1, 8, 2, 8, 1, 8, 2, 8, 4, 5]])
 POSITIONS = torch.arange(12).expand(2, 12)
-THEIR_NAMES = {
-    "attention_norm": "input_layernorm",
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "out": "self_attn.o_proj",
-    "feed_forward_norm": "post_attention_layernorm",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-}
+THEIR_NAMES = MODULES["llama"]
 TOP = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
 
 

@@ -15,7 +15,7 @@ from .answers import Host, PromptLogprobs, announce
 from .beam import BeamOptions, BeamSearch
 from .detokenize import Detokenizer
 from .request import Draft, FinishReason, Request, Sequence, Task, TokenLogprob
-from .sampling import Rules, check_finite
+from .sampling import Rules, check_finite, largest
 
 if TYPE_CHECKING:
     from .constraints import Matcher  # its library is loaded for the first constraint
@@ -145,9 +145,8 @@ class BeamLogprobs:
         if self.num_top is None:
             return
         taken = scores.topk(min(self.num_taken, len(scores))).indices.tolist()
-        top = raw.topk(min(self.num_top, len(raw)))
-        pairs = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
-        self.found[answer] = dict(zip(taken, raw[taken].tolist(), strict=True)), pairs
+        of_taken = dict(zip(taken, raw[taken].tolist(), strict=True))
+        self.found[answer] = of_taken, largest(raw, self.num_top)
 
     def find(self, answer: Answer) -> TokenLogprob | None:
         """Of its last token."""

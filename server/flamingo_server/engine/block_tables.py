@@ -26,9 +26,8 @@ class BlockTables:
         num = self.blocks.blocks_for(end) - len(blocks)
         if num > 0:
             blocks += self.blocks.allocate(num, after=blocks[-1] if blocks else 0)
-        copy = (
-            self.blocks.make_own(blocks, at) if writes_to else None
-        )  # last: it may be tried again
+        # Last, for the rest may be tried again.
+        copy = self.blocks.make_own(blocks, at) if writes_to else None
         return [copy] if copy else []
 
     def match(self, sequence: Sequence) -> list[tuple[int, int]]:

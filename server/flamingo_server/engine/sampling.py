@@ -143,6 +143,10 @@ def allowed_ranks(ranked: Tensor, sampling: Sampling) -> Tensor:
 
 def token_logprob(logprobs: Tensor, token: int, num_top: int | None) -> TokenLogprob:
     """`logprobs` [vocab] and the `num_top` largest of them."""
-    top = logprobs.topk(min(num_top or 0, len(logprobs)))
-    pairs = [(int(i), float(v)) for v, i in zip(top.values, top.indices, strict=True)]
-    return TokenLogprob(token, float(logprobs[token]), pairs)
+    return TokenLogprob(token, float(logprobs[token]), largest(logprobs, num_top or 0))
+
+
+def largest(logprobs: Tensor, num: int) -> list[tuple[int, float]]:
+    """(id, log-probability), the likeliest first."""
+    top = logprobs.topk(min(num, len(logprobs)))
+    return list(zip(top.indices.tolist(), top.values.tolist(), strict=True))

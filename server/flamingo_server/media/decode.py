@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import re
 import signal
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +41,7 @@ from flamingo_server.errors import (
 )
 from flamingo_server.media.headers import count_gif_frames, webp_size
 from flamingo_server.media.limits import TOO_LARGE, MediaLimits
+from flamingo_server.memory import limit_memory
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 _SIGNATURE = re.compile(
@@ -87,7 +87,7 @@ def start_worker(memory_bytes: int) -> None:
     assert WebPImagePlugin  # without it, the first WebP would load every decoder Pillow has
     Image.MAX_IMAGE_PIXELS = None  # this process has its own limit, see `_open`
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a handler would wait for the decoder's C code
-    _limit_memory(memory_bytes)
+    limit_memory(memory_bytes)
 
 
 def decode_picture(
@@ -231,17 +231,3 @@ def _damaged(noun: str = "picture") -> BadRequest:
         f"The {noun} is cut off or damaged: check that the whole file was sent, or save it again."
     )
     return BadRequest(message, code=_TRUNCATED[noun])
-
-
-def _limit_memory(memory_bytes: int) -> None:
-    """Counts from what the process maps already, which differs with the machine's cores."""
-    if sys.platform != "linux":
-        return
-    import resource
-
-    with open("/proc/self/statm") as statm:
-        mapped = int(statm.read().split()[0]) * resource.getpagesize()
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = mapped + memory_bytes
-    limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
