@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
+import json
+import zipfile
 from dataclasses import replace
-from itertools import islice
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from flamingo_model.decoder import Decoder
 from flamingo_model.flamingo import Flamingo
-from flamingo_model.training.emoji import contrastive, language, multimodal, pictures
+from flamingo_model.training.emoji import contrastive, drawings, language, multimodal, tasks
 from flamingo_model.training.emoji.documents import (
     Encoder,
     Example,
     held_out_word,
-    in_context_weights,
     made_up_words,
 )
 from flamingo_model.training.emoji.exam import make_exam
-from flamingo_model.training.emoji.world import Scene, Sprites, random_scene, render_scene
+from flamingo_model.training.emoji.pictures import Pool, PoolBuilder, PoolGallery, Sizes
+from flamingo_model.training.emoji.standins import (
+    StandIns,
+    TextGallery,
+    at_tokens,
+    stand_in_tensors,
+)
+from flamingo_model.training.emoji.tasks import Shown, Tasks
+from flamingo_model.training.emoji.world import (
+    MOTIONS,
+    Film,
+    Scene,
+    Sprites,
+    random_pair,
+    random_scene,
+    render_film,
+    render_scene,
+)
 from tiny import tiny_config, tiny_tokenizer
 
 LINES = ["fox: a wild animal.", "moon: what shines at night.", "cake: sweet and baked."] * 20
+NAMES = ("fox", "moon", "cake", "drum", "bell", "axe")
 CONFIG = replace(tiny_config(), vision=replace(tiny_config().vision, image_size=64))
+SIZES = Sizes(3, 2, 0, counted=24, pairs=12, films=6)
 
 
 def sprites(num: int = 150) -> Sprites:
@@ -51,8 +72,9 @@ def test_words_of_the_exam_are_never_trained() -> None:
     assert all(held_out_word(word) for word in made_up_words(50, rng, held_out=True))
 
 
-def test_a_scene_is_the_same_for_the_same_seed_and_another_for_another() -> None:
-    scene = random_scene(3, np.random.default_rng(1), count=2)
+@pytest.mark.parametrize("sprite", [3, 150, 1000])  # an emoji, a letter, a stroke drawing
+def test_a_scene_is_the_same_for_the_same_seed_and_another_for_another(sprite: int) -> None:
+    scene = random_scene(sprite, np.random.default_rng(1))
     first, again, other = (
         render_scene(scene, sprites(), np.random.default_rng(seed)) for seed in (5, 5, 6)
     )
@@ -61,29 +83,115 @@ def test_a_scene_is_the_same_for_the_same_seed_and_another_for_another() -> None
     assert not np.array_equal(first, other)
 
 
+def test_no_letter_is_a_digit_or_looks_like_one() -> None:
+    assert len(set(drawings.letters())) == len(drawings.letters()) > 200
+    assert not any(c.isdigit() or c in "OoIlSZ" for c in drawings.letters())
+
+
 def test_a_background_has_its_colour() -> None:
     pixels = render_scene(Scene(0, background=4), sprites(), np.random.default_rng(0))
     red, _, blue = pixels[0, 0].astype(int)
     assert blue > red + 60
 
 
+def test_the_first_of_a_pair_lies_left_or_above() -> None:
+    plain = np.zeros((2, 72, 72, 4), np.uint8)
+    plain[0, ..., 0], plain[1, ..., 1], plain[..., 3] = 255, 255, 255  # red, green
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        scene = replace(random_pair(0, 1, rng), background=4, texture=0)
+        pixels = render_scene(scene, Sprites(plain, ("red", "green")), rng).astype(int)
+        red = np.argwhere(pixels[..., 0] > pixels[..., 2] + 120)
+        green = np.argwhere(pixels[..., 1] > pixels[..., 2] + 120)
+        axis = 1 if scene.layout == "left_right" else 0
+        assert red[:, axis].max() < green[:, axis].min()
+
+
+@pytest.mark.parametrize("motion", range(len(MOTIONS)), ids=MOTIONS)
+def test_a_film_moves_as_it_says(motion: int) -> None:
+    white = np.full((1, 72, 72, 4), 255, np.uint8)
+    rng = np.random.default_rng(motion)
+    film = Film(Scene(0, background=8), motion, num_frames=6)  # on black
+    frames = render_film(film, Sprites(white, ("square",)), rng)
+    bright = [np.argwhere(frame.min(-1) > 128) for frame in frames]
+    y, x = np.polyfit(range(6), [b.mean(0) for b in bright], 1)[0]
+    grows = np.polyfit(range(6), [len(b) ** 0.5 for b in bright], 1)[0]
+    trend = {"left": -x, "right": x, "up": -y, "down": y, "larger": grows, "smaller": -grows}
+    assert max(trend, key=trend.__getitem__) == MOTIONS[motion]
+    assert trend[MOTIONS[motion]] > 1  # pixels a frame
+
+
 def test_a_label_is_learned_only_once_it_was_shown() -> None:
-    assert in_context_weights([0, 1, 1, 0]) == [0.0, 0.0, 1.0, 1.0]
+    assert tasks.in_context_weights([0, 1, 1, 0]) == [0.0, 0.0, 1.0, 1.0]
+
+
+def test_the_last_of_an_episode_was_shown_before_in_any_order() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        order = tasks.episode_labels(3, 6, rng)
+        assert set(order[:-1]) == {0, 1, 2}
+
+
+def test_captions_and_questions_say_what_is_shown() -> None:
+    pair = Shown(("fox", "box"), "blue", layout="above_below")
+    assert tasks.caption(pair) == "fox above box on a blue background."
+    assert tasks.caption(Shown(("box",), "red", "two")) == "two boxes on a red background."
+    assert tasks.what_question(pair, 1)[1] == " box"
+    assert tasks.where_question(pair, 0)[1] == " top"
+    assert [tasks.yes_no_question(pair, asked)[1] for asked in ("fox", "owl")] == [" yes", " no"]
 
 
 def test_a_document_reads_picture_prompt_answer_and_end(encoder: Encoder) -> None:
-    tokens = encoder.examples([Example("A", " dax.", 1.0, picture=7)], kind=0, background=0.0)
+    shown = Shown((), "red")
+    tokens = encoder.examples([Example("A", " dax.", shown)], "binding")
     assert tokens.ids[0] == encoder.image
     assert tokens.ids[-1] == encoder.end_of_chunk
     assert tokens.weights == [0.0, 0.0] + [1.0] * 6
-    assert tokens.pictures == (7,)
+    assert tokens.pictures == (shown,)
 
 
-def test_packed_rows_restart_positions_at_every_document(encoder: Encoder) -> None:
-    world = language.TextWorld(encoder, LINES, np.random.default_rng(0))
-    rows = language.pack(world.documents(), num_rows=3, length=80)
+def text_world(encoder: Encoder) -> language.TextWorld:
+    return language.TextWorld(encoder, LINES, NAMES, np.random.default_rng(0))
+
+
+def test_every_task_is_drawn_from_words_alone(encoder: Encoder) -> None:
+    drawn = text_world(encoder).tasks
+    assert set(drawn.kinds) == set(language.SHARES) - {"repeat", "recall", "plain"}
+    for kind, draw in drawn.kinds.items():
+        for _ in range(20):
+            examples = draw()
+            assert examples, kind
+            assert all(example.answer.strip() for example in examples), kind
+
+
+def test_packed_rows_restart_positions_and_pictures_at_every_document(encoder: Encoder) -> None:
+    documents = text_world(encoder).documents()
+    rows, shown = language.pack(documents, 3, 80, encoder.image)
     starts = rows["segments"][:, 1:] != rows["segments"][:, :-1]
     assert (rows["positions"][:, 1:][starts] == 0).all()
+    assert rows["pictures"].max() < len(shown)
+    is_picture = rows["ids"] == encoder.image
+    plain = language.KINDS.index("plain")
+    assert (rows["pictures"][is_picture] >= 0).all()
+    assert (rows["pictures"][rows["kinds"] == plain] == -1).all()
+
+
+def test_a_stand_in_reaches_the_tokens_that_see_it_and_no_others(encoder: Encoder) -> None:
+    torch.manual_seed(0)
+    pictures = [Shown(("fox",), "red"), Shown(("moon", "cake"), "blue", layout="left_right")]
+    vectors = StandIns(16)(torch.randn(300, 16), *stand_in_tensors(pictures, encoder))
+    told = at_tokens(vectors, torch.tensor([[-1, 0, 0, 1]]))
+    assert torch.equal(told[0, 0], torch.zeros(16))
+    assert torch.equal(told[0, 1:], vectors[torch.tensor([0, 0, 1])])
+    assert not torch.equal(vectors[0], vectors[1])
+
+
+def test_views_of_one_thing_are_nearer_than_views_of_two() -> None:
+    gallery = TextGallery(NAMES, NAMES, np.random.default_rng(0))
+    for _ in range(20):
+        one, other = gallery.classes(2)
+        first, again, another = (np.asarray(shown().code) for shown in (one, one, other))
+        assert first @ again > first @ another
 
 
 def test_the_seeded_circuit_copies_before_any_training(encoder: Encoder) -> None:
@@ -91,32 +199,39 @@ def test_the_seeded_circuit_copies_before_any_training(encoder: Encoder) -> None
     config = replace(CONFIG.decoder, dim=128, num_heads=4, head_dim=32, num_layers=2)
     decoder = Decoder(config)
     language.initialise(decoder)
-    world = language.TextWorld(encoder, LINES, np.random.default_rng(0))
-    repeats = iter(lambda: world.repeat(0), None)
+    world = text_world(encoder)
+    repeats = iter(lambda: world.repeat(), None)
+    batch, _ = language.pack(repeats, 8, 100, encoder.image)
     with torch.no_grad():
-        _, figures = language.weighted_loss(decoder, language.pack(repeats, 8, 100))
+        _, figures = language.weighted_loss(decoder, batch, torch.zeros(0, 128))
     assert figures["repeat_right"] > 0.2  # chance is 1 in 256
+
+
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multimodal, "PER_STEP", dict.fromkeys(multimodal.PER_STEP, 1))
+    monkeypatch.setattr(multimodal, "PICTURES_PER_STEP", 8)
+    monkeypatch.setattr(language, "ROWS_PER_STEP", 2)
+    for name, num in (("EMOJI_VIEWS", 8), ("DRAWING_VIEWS", 4), ("PAIRS", 4), ("COUNTED", 4)):
+        monkeypatch.setattr(contrastive, name, num)
+
+
+def make_pool(model: Flamingo) -> Pool:
+    heads = contrastive.ContrastiveHeads(CONFIG.vision.dim, sprites(40))
+    return PoolBuilder(model.vision, heads, CONFIG.vision, sprites(40), seed=0).training(SIZES)
 
 
 def train(run: Path, encoder: Encoder) -> Flamingo:
     run.mkdir(exist_ok=True)
     torch.manual_seed(0)
-    model, drawn, rng = Flamingo(CONFIG), sprites(40), np.random.default_rng(0)
-    scenes = [random_scene(i % 40, rng, count=1) for i in range(160)]
-    scenes += [random_scene(i % 40, rng, count=i % 4 + 1) for i in range(40)]
-    pool = pictures.Pool.build(scenes, 40, model, drawn, rng)
-    multimodal.train_multimodal(
-        model, encoder, pool, pool, drawn, run, seed=0, num_steps=2, warm_steps=2
+    model, stand_ins = Flamingo(CONFIG), StandIns(CONFIG.decoder.dim)
+    pool = make_pool(model)
+    multimodal.initialise(model)
+    multimodal.align(model, stand_ins, encoder, pool, run, seed=0, num_steps=2)
+    multimodal.train_on_documents(
+        model, stand_ins, encoder, pool, {"known": pool}, sprites(40), run, seed=0, num_steps=2
     )
     return model
-
-
-@pytest.fixture
-def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(multimodal, "PER_STEP", (2, 2, 2, 1))
-    monkeypatch.setattr(multimodal, "PAIRS_PER_WARM_STEP", 8)
-    monkeypatch.setattr(language, "ROWS_PER_STEP", 2)
-    monkeypatch.setattr(contrastive, "CLASSES_PER_STEP", 8)
 
 
 def test_tower_and_language_model_stay_frozen_and_the_rest_moves(
@@ -129,18 +244,6 @@ def test_tower_and_language_model_stay_frozen_and_the_rest_moves(
     assert moved == {"resampler", "cross_attention"}
 
 
-def test_stage_three_begins_as_the_bare_language_model(encoder: Encoder) -> None:
-    model = Flamingo(CONFIG)
-    multimodal.initialise(model)
-    world_tokens = encoder.examples([Example("A", " dax.", picture=0)], 0, 0.0)
-    batch = pictures.PictureBatch.collate([world_tokens], encoder.image)
-    latents = torch.randn(1, 1, 4, 24)
-    with torch.no_grad():
-        seeing = multimodal.forward(model, batch, latents)
-        blind = multimodal.forward(model, batch, latents * 3 + 1)
-    assert torch.equal(seeing, blind)
-
-
 def test_the_same_seed_trains_the_same_weights(
     small_steps: None, tmp_path: Path, encoder: Encoder
 ) -> None:
@@ -148,21 +251,105 @@ def test_the_same_seed_trains_the_same_weights(
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
+def test_alignment_brings_the_first_block_nearer_to_the_stand_ins(
+    small_steps: None, tmp_path: Path, encoder: Encoder
+) -> None:
+    torch.manual_seed(0)
+    model, stand_ins = Flamingo(CONFIG), StandIns(CONFIG.decoder.dim)
+    pool = make_pool(model)
+    multimodal.initialise(model)
+    multimodal.align(model, stand_ins, encoder, pool, tmp_path, seed=0, num_steps=60)
+    rows = [json.loads(line)["align"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rows[-1] < 0.8 * rows[0]
+
+
+def test_a_pool_batches_films_of_one_length_and_knows_what_is_alike() -> None:
+    torch.manual_seed(0)
+    pool = make_pool(Flamingo(CONFIG))
+    numbers = [0, *pool.numbers(lambda shown: shown.motion is not None), 1]
+    for places, features in pool.batches(numbers):
+        assert all(len(pool.features[numbers[p]]) == features.shape[1] for p in places)
+    gallery = PoolGallery(pool, sprites(40), np.random.default_rng(0))
+    for shown in (gallery.single(), gallery.pair(), gallery.film()):
+        like = gallery.like(shown)
+        assert set(like.names) & set(shown.names) or like.background == shown.background
+        assert bool(like.motion) == bool(shown.motion)
+
+
+def test_a_thing_of_a_pool_is_one_emoji_and_its_views_differ() -> None:
+    torch.manual_seed(0)
+    pool = make_pool(Flamingo(CONFIG))
+    gallery = PoolGallery(pool, sprites(40), np.random.default_rng(0))
+    for view in gallery.classes(3):
+        numbers = {view().number for _ in range(40)}
+        assert len({pool.sprites[number] for number in numbers}) == 1
+        assert len(numbers) > 1
+
+
+def test_stage_three_begins_as_the_bare_language_model(encoder: Encoder) -> None:
+    model = Flamingo(CONFIG)
+    multimodal.initialise(model)
+    tokens = encoder.examples([Example("A", " dax.", Shown((), "red", number=0))], "binding")
+    batch = multimodal.PictureBatch.collate([tokens], encoder.image)
+    latents = torch.randn(1, 1, 4, 24)
+    with torch.no_grad():
+        seeing = multimodal.forward(model, batch, latents)
+        blind = multimodal.forward(model, batch, latents * 3 + 1)
+    assert torch.equal(seeing, blind)
+
+
+def test_padding_and_company_change_no_loss(encoder: Encoder) -> None:
+    torch.manual_seed(0)
+    model, pool = Flamingo(CONFIG), make_pool(Flamingo(CONFIG))
+    rng = np.random.default_rng(0)
+    drawn = Tasks(PoolGallery(pool, sprites(40), rng), rng)
+    documents = [encoder.examples(drawn.kinds[kind](), kind) for kind in multimodal.PER_STEP]
+    numbers = sorted({picture.number for tokens in documents for picture in tokens.pictures})
+    latents = multimodal.encode(model, pool, numbers)
+
+    def losses(batches: list[multimodal.PictureBatch]) -> torch.Tensor:
+        parts = [
+            multimodal.token_losses(model, b, latents[multimodal.places(numbers, b)])[0]
+            for b in batches
+        ]
+        return torch.cat(parts)
+
+    with torch.no_grad():
+        alone = losses([multimodal.PictureBatch.collate([d], encoder.image) for d in documents])
+        together = losses([multimodal.PictureBatch.collate(documents, encoder.image)])
+    torch.testing.assert_close(together, alone)
+
+
 def test_the_first_two_stages_train_and_log(
     small_steps: None, tmp_path: Path, encoder: Encoder
 ) -> None:
-    contrastive.train_vision(CONFIG.vision, sprites(), tmp_path, seed=0, num_steps=2)
+    model = Flamingo(CONFIG)
+    heads = contrastive.ContrastiveHeads(CONFIG.vision.dim, sprites())
+    contrastive.train_vision(
+        model.vision, heads, CONFIG.vision, sprites(), tmp_path, seed=0, num_steps=2
+    )
     four_heads = replace(CONFIG.decoder, num_heads=4, head_dim=8)  # what the seeded circuit takes
-    language.train_language(four_heads, encoder, LINES, tmp_path, seed=0, num_steps=20)
+    decoder, stand_ins = Decoder(four_heads), StandIns(four_heads.dim)
+    language.train_language(
+        decoder, stand_ins, encoder, LINES, NAMES, tmp_path, seed=0, num_steps=20
+    )
     stages = [line.split('"')[3] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert stages == ["vision", "language"]
 
 
-def test_exam_answers_are_among_their_choices_and_pictures_are_numbered() -> None:
-    exam = make_exam(sprites(), num=6, seed=0)
-    assert all(prompt["answer"] in prompt["choices"] for prompt in exam.prompts)
-    named = [
-        part["image"] for prompt in exam.prompts for part in prompt["parts"] if "image" in part
-    ]
-    assert named == [f"{i:04d}.webp" for i in range(len(exam.pictures))]
-    assert list(islice(named, 2)) == ["0000.webp", "0001.webp"]
+def test_an_exam_says_of_every_picture_what_it_shows(tmp_path: Path) -> None:
+    exam = make_exam(sprites(), seed=0, views=2, twice=2, counted=8, pairs=4, films=2)
+    exam.write(tmp_path / "exam.zip")
+    with zipfile.ZipFile(tmp_path / "exam.zip") as archive:
+        index = json.loads(archive.read("index.json"))
+        assert {row["file"] for row in index["pictures"]} == set(archive.namelist()) - {"index.json"}
+        film = next(row for row in index["pictures"] if row["kind"] == "film")
+        with Image.open(BytesIO(archive.read(film["file"]))) as opened:
+            assert getattr(opened, "n_frames", 1) == 6
+    assert all(held_out_word(word) for word in index["made_up_words"])
+    known = set(sprites().known())
+    for row in index["pictures"]:
+        numbers = {int(name.removeprefix("thing")) for name in row["objects"]}
+        assert (numbers <= known) == (row["split"] == "known")
+    kinds = {q["kind"] for row in index["pictures"] for q in row["questions"]}
+    assert kinds == {"colour", "count", "name", "what", "where", "yes_no", "motion"}

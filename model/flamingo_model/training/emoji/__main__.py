@@ -20,17 +20,13 @@ from ...checkpoints.native import EMBEDDED, save_native
 from ...config import CrossAttentionConfig, DecoderConfig, FlamingoConfig, ResamplerConfig
 from ...flamingo import Flamingo
 from ...vision_config import VisionConfig
-from .contrastive import train_vision
-from .documents import WORDNET, Encoder, glosses, train_tokenizer
+from .contrastive import ContrastiveHeads, train_vision
+from .documents import WORDNET, Encoder, corpus, glosses, train_tokenizer
 from .language import train_language
-from .multimodal import train_multimodal
-from .pictures import (
-    NUM_COUNT_SCENES,
-    NUM_TEST_COUNT_SCENES,
-    Pool,
-    held_out_scenes,
-    training_scenes,
-)
+from .multimodal import align, train_on_documents
+from .pictures import PoolBuilder, Sizes
+from .standins import StandIns, TextGallery
+from .tasks import Tasks
 from .world import FONT, SCENE_SIZE, Sprites, load_sprites
 
 VOCAB_SIZE = 4096
@@ -60,10 +56,11 @@ def emoji_config() -> FlamingoConfig:
     )
 
 
-def stage(module: nn.Module, path: Path, train: Callable[[], nn.Module]) -> None:
+def stage(module: nn.Module, path: Path, train: Callable[[], object]) -> None:
     """Loads what an earlier run left, or trains and leaves it."""
     if not path.exists():
-        save_file({k: v.contiguous() for k, v in train().state_dict().items()}, path)
+        train()
+        save_file({k: v.detach().contiguous() for k, v in module.state_dict().items()}, path)
     module.load_state_dict(load_file(path))
 
 
@@ -73,32 +70,47 @@ def train_all(run: Path, seed: int, scale: float) -> Flamingo:
     tokenizer = load_tokenizer(run / "tokenizer.json", sprites, seed)
     torch.manual_seed(seed)
     encoder, model = Encoder(tokenizer), Flamingo(config)
+    heads, stand_ins = ContrastiveHeads(config.vision.dim, sprites), StandIns(config.decoder.dim)
 
     def steps(num: int) -> int:
         return max(1, round(num * scale))
 
     stage(
-        model.vision,
+        nn.ModuleList([model.vision, heads]),
         run / "vision.safetensors",
-        lambda: train_vision(config.vision, sprites, run, seed, steps(1700)),
+        lambda: train_vision(model.vision, heads, config.vision, sprites, run, seed, steps(1600)),
+    )
+    names = [sprites.names[i] for i in sprites.known()]
+    stage(
+        nn.ModuleList([model.decoder, stand_ins]),
+        run / "language.safetensors",
+        lambda: train_language(model.decoder, stand_ins, encoder, glosses(), names, run, seed, steps(900)),
+    )
+    builder = PoolBuilder(model.vision, heads, config.vision, sprites, seed)
+    pool = builder.training(Sizes())
+    tests = {"known": builder.test(sprites.known()), "held_out": builder.test(sprites.test())}
+    stage(
+        model,
+        run / "aligned.safetensors",
+        lambda: align(model, stand_ins, encoder, pool, run, seed, steps(1500)),
     )
     stage(
-        model.decoder,
-        run / "language.safetensors",
-        lambda: train_language(config.decoder, encoder, glosses(), run, seed, steps(1500)),
+        model,
+        run / "documents.safetensors",
+        lambda: train_on_documents(
+            model, stand_ins, encoder, pool, tests, sprites, run, seed, steps(700)
+        ),
     )
-    rng = np.random.default_rng(seed)
-    pool = Pool.build(training_scenes(sprites, rng), NUM_COUNT_SCENES, model, sprites, rng)
-    held_out = held_out_scenes(sprites, rng)
-    test_pool = Pool.build(held_out, NUM_TEST_COUNT_SCENES, model, sprites, rng)
-    train_multimodal(model, encoder, pool, test_pool, sprites, run, seed, steps(900))
     save_native(model, tokenizer, run / "checkpoint", torch.float16)
     return model
 
 
 def load_tokenizer(path: Path, sprites: Sprites, seed: int) -> Tokenizer:
     if not path.exists():
-        train_tokenizer(sprites, VOCAB_SIZE, seed).save(str(path))
+        names = [sprites.names[i] for i in sprites.known()]
+        tasks = Tasks(TextGallery(names, names, np.random.default_rng(seed)), np.random.default_rng(seed))
+        drawn = [draw() for draw in tasks.kinds.values() for _ in range(300)]
+        train_tokenizer(corpus(names, drawn, seed), VOCAB_SIZE).save(str(path))
     return Tokenizer.from_file(str(path))
 
 

@@ -1,11 +1,13 @@
 """Stage 1, the vision tower: contrastive, as in the paper (appendix B.1.3), then frozen.
 
-Two-term loss between pictures and captions, and between two views of the same emoji; small
-heads for background and count keep what the questions will ask. Only the tower is kept.
+Two-term loss between pictures and captions, and between two views of one emoji or drawing. Small
+heads keep what will be asked: who is there and where, background, count, place. Only the tower
+is kept.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +15,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...vision import build_vision
 from ...vision_config import VisionConfig
 from ..log import StageLog, warmup_cosine
-from .world import COLOUR_NAMES, COUNTS, Pixels, Scene, Sprites, random_scene, render_scene
+from .colours import COLOUR_NAMES
+from .precision import activations
+from .world import (
+    COUNTS,
+    LAYOUTS,
+    Pixels,
+    Scene,
+    Sprites,
+    random_pair,
+    random_scene,
+    render_scene,
+)
 
-CLASSES_PER_STEP = 64
+EMOJI_VIEWS, DRAWING_VIEWS, PAIRS, COUNTED = 28, 10, 34, 18  # 128 pictures a step
+UNNAMED_SHARE = 0.25  # of the emoji in a batch: flags, faces, long names
+PLACES = ("whole", "first", "second")
 
 
 def normalise(pixels: Pixels, config: VisionConfig) -> Tensor:
@@ -28,31 +42,46 @@ def normalise(pixels: Pixels, config: VisionConfig) -> Tensor:
 
 
 def caption_words(scene: Scene, sprites: Sprites) -> list[str]:
-    named = sprites.nameable(scene.sprite) and scene.recolour is None
-    name = sprites.names[scene.sprite].split() if named else []
-    return [COUNTS[scene.count - 1], *name, f"{COLOUR_NAMES[scene.background]}-background"]
+    words = [COUNTS[scene.count - 1], f"{COLOUR_NAMES[scene.background]}-background", scene.layout]
+    for sprite in (scene.sprite, scene.second):
+        if sprite is not None and sprites.nameable(sprite) and scene.recolour is None:
+            words += sprites.names[sprite].split()
+    return words
 
 
 class ContrastiveHeads(nn.Module):
-    """What is thrown away after the stage: projections, a bag-of-words text encoder, probes."""
+    """What is thrown away after the stage: projections, a bag-of-words text encoder, probes.
 
-    def __init__(self, dim: int, words: list[str], num_classes: int, joint: int = 128) -> None:
+    `identity` tells who is there: on the whole, left or above, right or below. The last two look
+    at the tokens through learned queries.
+    """
+
+    def __init__(self, dim: int, sprites: Sprites, joint: int = 128) -> None:
         super().__init__()
-        self.words = {word: i for i, word in enumerate(words)}
+        said = sorted({word for name in sprites.names for word in name.split()})
+        said += [*COUNTS, *LAYOUTS, *(f"{c}-background" for c in COLOUR_NAMES)]
+        self.words = {word: i for i, word in enumerate(dict.fromkeys(said))}
         self.hidden = nn.Linear(dim, 2 * dim)
-        self.pooled_norm = nn.BatchNorm1d(2 * dim)  # else all pictures start at one point
+        self.queries = nn.Parameter(torch.randn(2, dim) * dim**-0.5)
+        self.pooled_norms = nn.ModuleList(nn.BatchNorm1d(2 * dim) for _ in PLACES)
         self.identity = nn.Linear(2 * dim, joint)
         self.joint = nn.Linear(2 * dim, joint)
-        self.proxies = nn.Embedding(num_classes, joint)
-        self.text = nn.EmbeddingBag(len(words), dim, mode="sum")
+        # Both tables are normed after: small ones turn faster, a class is seen only now and then.
+        self.proxies = nn.Parameter(torch.randn(sprites.num_classes, joint) * 0.05)
+        self.text = nn.EmbeddingBag(len(self.words), dim, mode="sum")
+        nn.init.normal_(self.text.weight, std=0.05)
         self.text_joint = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, joint))
         self.background = nn.Linear(2 * dim, len(COLOUR_NAMES))
         self.count = nn.Linear(2 * dim, len(COUNTS))
+        self.layout = nn.Linear(2 * dim, len(LAYOUTS))
         self.log_scale = nn.Parameter(torch.tensor(2.5))
 
     def pool(self, tokens: Tensor) -> Tensor:
-        pooled: Tensor = self.pooled_norm(F.silu(self.hidden(tokens)).mean(1))
-        return pooled
+        """[N, S, dim] → [3, N, 2 dim], one for each of `PLACES`."""
+        hidden = F.silu(self.hidden(tokens))
+        looked = (tokens @ self.queries.T).float().softmax(1).to(hidden.dtype)  # [N, S, 2]
+        parts = [hidden.mean(1), *(looked.transpose(1, 2) @ hidden).unbind(1)]
+        return torch.stack([norm(x) for norm, x in zip(self.pooled_norms, parts, strict=True)])
 
     def embed_identity(self, pooled: Tensor) -> Tensor:
         return F.normalize(self.identity(pooled).float(), dim=-1)
@@ -62,6 +91,9 @@ class ContrastiveHeads(nn.Module):
         offsets = torch.tensor([0, *np.cumsum([len(i) for i in ids])[:-1].tolist()])
         return F.normalize(self.text_joint(self.text(torch.cat(ids), offsets)).float(), dim=-1)
 
+    def class_logits(self, identity: Tensor) -> Tensor:
+        return identity @ F.normalize(self.proxies, dim=-1).T * 20
+
 
 def two_term_loss(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
     """Picture-to-text and text-to-picture cross-entropy over the batch (paper, equation 3)."""
@@ -70,69 +102,100 @@ def two_term_loss(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def draw_batch(sprites: Sprites, classes: list[int], rng: np.random.Generator) -> list[Scene]:
-    """Two views each of some emoji: first all the first views, then all the second."""
-    chosen = rng.choice(classes, CLASSES_PER_STEP, replace=False)
-    counts = rng.choice([1, 2, 3, 4], 2 * len(chosen), p=[0.55, 0.15, 0.15, 0.15])
-    doubled = [*chosen, *chosen]
-    return [
-        random_scene(int(sprite), rng, count=int(count), recolour=0.3)
-        for sprite, count in zip(doubled, counts, strict=True)
-    ]
+class SceneWorld:
+    """Draws the pictures of a step: views of emoji and drawings, pairs, counts."""
+
+    def __init__(self, sprites: Sprites, rng: np.random.Generator) -> None:
+        self.sprites, self.rng = sprites, rng
+        self.named = sprites.known()
+        self.others = sorted(set(sprites.training()) - set(self.named)) or self.named
+        self.drawings = sprites.drawings()
+
+    def emoji(self, num: int) -> list[int]:
+        """Distinct ones, most of them with names."""
+        num_others = min(round(num * UNNAMED_SHARE), len(self.others))
+        named = self.rng.choice(self.named, num - num_others, replace=False)
+        return [*named.tolist(), *self.rng.choice(self.others, num_others, replace=False).tolist()]
+
+    def batch(self) -> list[Scene]:
+        """First all the first views, then all the second, then pairs, then counts."""
+        drawn = self.rng.choice(self.drawings, DRAWING_VIEWS, replace=False).tolist()
+        viewed = [*self.emoji(EMOJI_VIEWS), *drawn]
+        views = [random_scene(s, self.rng, recolour=0.3) for s in (*viewed, *viewed)]
+        paired = self.rng.permutation(self.emoji(2 * PAIRS)).reshape(PAIRS, 2).tolist()
+        pairs = [random_pair(first, second, self.rng) for first, second in paired]
+        counts = self.rng.integers(1, len(COUNTS) + 1, COUNTED).tolist()
+        counted = [
+            random_scene(sprite, self.rng, count, recolour=0.3)
+            for sprite, count in zip(self.emoji(COUNTED), counts, strict=True)
+        ]
+        return [*views, *pairs, *counted]
+
+    def render(self, scenes: Sequence[Scene], config: VisionConfig) -> Tensor:
+        drawn = [render_scene(scene, self.sprites, self.rng) for scene in scenes]
+        return normalise(np.stack(drawn), config)
 
 
 def contrastive_loss(
-    tower: nn.Module,
-    heads: ContrastiveHeads,
-    scenes: list[Scene],
-    pixels: Tensor,
-    sprites: Sprites,
-    class_of: dict[int, int],
+    tower: nn.Module, heads: ContrastiveHeads, scenes: list[Scene], pixels: Tensor, sprites: Sprites
 ) -> dict[str, Tensor]:
-    with torch.autocast("cpu", torch.bfloat16):
+    with activations():
         pooled = heads.pool(tower(pixels.to(memory_format=torch.channels_last)))
-        joint = F.normalize(heads.joint(pooled).float(), dim=-1)
-        background, count = heads.background(pooled).float(), heads.count(pooled).float()
+        joint = F.normalize(heads.joint(pooled[0]).float(), dim=-1)
         identity = heads.embed_identity(pooled)
-    scale = heads.log_scale.exp().clamp(max=50)
-    half = len(scenes) // 2
-    text = heads.embed_text([caption_words(scene, sprites) for scene in scenes])
-    proxies = F.normalize(heads.proxies.weight, dim=-1)
-    classes = torch.tensor([class_of[scene.sprite] for scene in scenes])
+        background, count = heads.background(pooled[0]), heads.count(pooled[0])
+        layout = heads.layout(pooled[0])
+    emoji = torch.tensor([s.sprite < len(sprites.names) for s in scenes])
+    pair = torch.tensor([s.second is not None for s in scenes])
+    num_views = EMOJI_VIEWS + DRAWING_VIEWS
+    text = heads.embed_text([caption_words(s, sprites) for s in scenes if s.sprite < len(sprites.names)])
+    first = torch.tensor([s.sprite for s in scenes])
+    second = torch.tensor([s.second or 0 for s in scenes])
+
+    def told(logits: Tensor, targets: list[int], where: Tensor) -> Tensor:
+        return F.cross_entropy(logits.float()[where], torch.tensor(targets)[where])
+
+    def classes(place: int, who: Tensor, where: Tensor) -> Tensor:
+        return F.cross_entropy(heads.class_logits(identity[place, where]), who[where])
+
     return {
-        "caption": two_term_loss(joint, text, scale),
-        "views": two_term_loss(identity[:half], identity[half:], torch.tensor(12.0)),
-        "classes": F.cross_entropy(identity @ proxies.T * 16, classes, label_smoothing=0.1),
-        "background": F.cross_entropy(background, torch.tensor([s.background for s in scenes])),
-        "count": F.cross_entropy(count, torch.tensor([s.count - 1 for s in scenes])),
+        "caption": two_term_loss(joint[emoji], text, heads.log_scale.exp().clamp(max=50)),
+        "views": two_term_loss(
+            identity[0, :num_views], identity[0, num_views : 2 * num_views], torch.tensor(16.0)
+        ),
+        "classes": classes(0, first, ~pair),
+        "pairs": (classes(1, first, pair) + classes(2, second, pair)) / 2,
+        "background": told(background, [s.background for s in scenes], emoji),
+        "count": told(count, [s.count - 1 for s in scenes], emoji & ~pair),
+        "layout": told(layout, [LAYOUTS.index(s.layout) for s in scenes], emoji),
     }
 
 
 def train_vision(
-    config: VisionConfig, sprites: Sprites, run: Path, seed: int, num_steps: int, rate: float = 2e-3
-) -> nn.Module:
+    tower: nn.Module,
+    heads: ContrastiveHeads,
+    config: VisionConfig,
+    sprites: Sprites,
+    run: Path,
+    seed: int,
+    num_steps: int,
+    rate: float = 2e-3,
+) -> None:
     """Trains the tower for `num_steps` of 128 pictures; logs to `run`/log.jsonl."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    classes = sprites.training()
-    class_of = {sprite: i for i, sprite in enumerate(classes)}
-    words = sorted({w for name in sprites.names for w in name.split()})
-    words += [*COUNTS, *(f"{c}-background" for c in COLOUR_NAMES)]
-    tower: nn.Module = build_vision(config)
     tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    heads = ContrastiveHeads(config.dim, list(dict.fromkeys(words)), len(classes))
     parameters = [*tower.parameters(), *heads.parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.05)
+    tables = {"params": [heads.proxies, heads.text.weight], "weight_decay": 0.0, "lr": 2 * rate}
+    others = [p for p in parameters if p is not heads.proxies and p is not heads.text.weight]
+    optimiser = torch.optim.AdamW([{"params": others}, tables], lr=rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: warmup_cosine(step, num_steps, 100)
     )
-    log = StageLog("vision", num_steps, run / "log.jsonl")
-    for _ in log.steps():
-        scenes = draw_batch(sprites, classes, rng)
-        pixels = np.stack([render_scene(scene, sprites, rng) for scene in scenes])
-        losses = contrastive_loss(
-            tower, heads, scenes, normalise(pixels, config), sprites, class_of
-        )
+    log, world = StageLog("vision", num_steps, run / "log.jsonl"), SceneWorld(sprites, rng)
+    for step in log.steps():
+        scenes = world.batch()
+        losses = contrastive_loss(tower, heads, scenes, world.render(scenes, config), sprites)
         loss = torch.stack(list(losses.values())).sum()
         optimiser.zero_grad()
         loss.backward()
@@ -140,26 +203,36 @@ def train_vision(
         optimiser.step()
         schedule.step()
         log.add(**{name: value.item() for name, value in losses.items()})
-    log.write({"held_out_1_shot_5_way": nearest_example(tower, heads, sprites, config, rng)})
-    return tower.eval()
+        if (step + 1) % 400 == 0 or step + 1 == num_steps:
+            log.write(evaluate(tower, heads, sprites, config))
+    tower.eval(), heads.eval()
 
 
 @torch.no_grad()
-def nearest_example(
-    tower: nn.Module,
-    heads: ContrastiveHeads,
-    sprites: Sprites,
-    config: VisionConfig,
-    rng: np.random.Generator,
-    trials: int = 200,
-) -> float:
-    """Share of held-out emoji named rightly by their nearest single example among five."""
-    right = 0
-    for _ in range(trials):
-        chosen = rng.choice(sprites.test(), 5, replace=False)
-        drawn = [int(i) for i in (*chosen, chosen[0])]
-        scenes = [render_scene(random_scene(i, rng), sprites, rng) for i in drawn]
-        pooled = heads.pool(tower(normalise(np.stack(scenes), config)))
-        embedded = heads.embed_identity(pooled)
-        right += int((embedded[:5] @ embedded[5]).argmax() == 0)
-    return right / trials
+def evaluate(
+    tower: nn.Module, heads: ContrastiveHeads, sprites: Sprites, config: VisionConfig, num: int = 256
+) -> dict[str, float]:
+    """Held-out emoji by their nearest single example among five; known ones among all names."""
+    world = SceneWorld(sprites, np.random.default_rng(0))
+    rng, known = world.rng, torch.tensor(world.named)
+    heads.eval()
+
+    def embedded(scenes: list[Scene]) -> Tensor:
+        with activations():
+            return heads.embed_identity(heads.pool(tower(world.render(scenes, config))))
+
+    episodes = [rng.choice(sprites.test(), 5, replace=False).tolist() for _ in range(num)]
+    shown = embedded([random_scene(s, rng) for e in episodes for s in e])[0].view(num, 5, -1)
+    asked = embedded([random_scene(e[0], rng) for e in episodes])[0]
+    near = torch.einsum("nkd,nd->nk", shown, asked).argmax(-1) == 0
+    names = rng.choice(world.named, num)
+    named = heads.class_logits(embedded([random_scene(int(s), rng) for s in names])[0])[:, known]
+    paired = rng.choice(world.named, (num, 2)).tolist()
+    both = heads.class_logits(embedded([random_pair(a, b, rng) for a, b in paired])[1:])[..., known]
+    right = known[both.argmax(-1)].T == torch.tensor(paired)
+    heads.train()
+    return {
+        "held_out_1_shot_5_way": near.float().mean().item(),
+        "known_named": (known[named.argmax(-1)] == torch.tensor(names)).float().mean().item(),
+        "pairs_named": right.all(-1).float().mean().item(),
+    }

@@ -1,12 +1,12 @@
 """Stage 2, the language model: learns to learn in context from text alone, then is frozen.
 
-Beside ordinary text it reads repeated sequences, associative recall, and binding documents in
-Flamingo's own format in which a noisy list of words stands where the picture will be.
+Beside ordinary text it reads repeated sequences, associative recall, and all the tasks in
+Flamingo's own format, with words and codes standing in for pictures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,122 +15,94 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...attention import DenseSelfAttention
-from ...config import DecoderConfig
+from ...cross_attention import visible_media
 from ...decoder import Decoder, DecoderLayer
 from ...positions import reach
 from ..log import StageLog, warmup_cosine
-from .documents import (
-    BINDING_TEMPLATES,
-    COLOUR_TEMPLATES,
-    COUNT_TEMPLATES,
-    Encoder,
-    Example,
-    Tokens,
-    episode_labels,
-    in_context_weights,
-    made_up_words,
-)
-from .world import COLOUR_NAMES, COUNTS
+from .documents import Encoder, Tokens
+from .precision import activations
+from .standins import StandIns, TextGallery, at_tokens, blurred, stand_in_tensors
+from .tasks import Shown, Tasks, episode_labels, in_context_weights
 
-KINDS = ("repeat", "binding", "recall", "question", "plain")
-SHARES = (0.12, 0.46, 0.10, 0.14, 0.18)
+SHARES = {
+    "repeat": 0.05,
+    "recall": 0.05,
+    "plain": 0.06,
+    "binding": 0.24,
+    "hidden": 0.10,
+    "name": 0.08,
+    "caption": 0.12,
+    "colour": 0.02,
+    "count": 0.02,
+    "what": 0.08,
+    "where": 0.07,
+    "yes_no": 0.09,
+    "motion": 0.02,
+}
+KINDS = tuple(SHARES)
 TABLES = ("embed.weight", "head.weight")
-ROW_LENGTH = 160
-ROWS_PER_STEP = 24
+ROW_LENGTH = 224
+ROWS_PER_STEP = 18
 
 
 class TextWorld:
     """Draws text-only documents of each kind."""
 
-    def __init__(self, encoder: Encoder, lines: list[str], rng: np.random.Generator) -> None:
+    def __init__(
+        self, encoder: Encoder, lines: list[str], names: Sequence[str], rng: np.random.Generator
+    ) -> None:
         self.encoder, self.lines, self.rng = encoder, lines, rng
         words = {word for line in lines for word in line.split(":")[0].split() if word.isalpha()}
         self.words = sorted(word.lower() for word in words if 2 < len(word) < 9)
-        self.draw: tuple[Callable[[int], Tokens], ...] = (
-            self.repeat,
-            self.binding,
-            self.recall,
-            self.question,
-            self.plain,
-        )
+        self.tasks = Tasks(TextGallery(names, self.words, rng), rng)
 
     def documents(self) -> Iterator[Tokens]:
+        own = {"repeat": self.repeat, "recall": self.recall, "plain": self.plain}
         while True:
-            kind = int(self.rng.choice(len(KINDS), p=SHARES))
-            yield self.draw[kind](kind)
+            kind = KINDS[self.rng.choice(len(KINDS), p=[*SHARES.values()])]
+            if kind in own:
+                yield own[kind]()
+            else:
+                yield self.encoder.examples(self.tasks.kinds[kind](), kind)
 
     def pick(self, num: int) -> list[str]:
         return [self.words[i] for i in self.rng.integers(len(self.words), size=num)]
 
-    def repeat(self, kind: int) -> Tokens:
+    def repeat(self) -> Tokens:
         vocab_size = self.encoder.tokenizer.get_vocab_size()
         once = self.rng.integers(3, vocab_size, self.rng.integers(6, 40)).tolist()
         times = int(self.rng.integers(2, 4))
         weights = [0.0] * (len(once) + 1) + [1.0] * (len(once) * (times - 1) - 1)
-        return Tokens(once * times, weights, kind)
+        return Tokens(once * times, weights, "repeat")
 
-    def labels(self, num: int) -> list[str]:
-        real = list(dict.fromkeys(self.pick(4 * num))) if self.rng.random() < 0.25 else []
-        return real[:num] if len(real) >= num else made_up_words(num, self.rng)
-
-    def binding(self, kind: int) -> Tokens:
-        num_ways = int(self.rng.choice([2, 3, 4, 5], p=[0.5, 0.2, 0.15, 0.15]))
-        order = episode_labels(num_ways, num_ways + int(self.rng.integers(1, 5)), self.rng)
-        prompt, answer = BINDING_TEMPLATES[self.rng.integers(len(BINDING_TEMPLATES))]
-        words = self.labels(num_ways)
-        features = [self.pick(int(self.rng.integers(1, 4))) for _ in range(num_ways)]
-        weights = in_context_weights(order)
-        return self.encoder.examples(
-            [
-                Example(prompt, answer.format(words[c]), w, stand_in=self.blurred(features[c]))
-                for c, w in zip(order, weights, strict=True)
-            ],
-            kind,
-            background=0.02,
-        )
-
-    def blurred(self, features: list[str]) -> str:
-        """The class's words in any order, some replaced, one or two of no meaning added."""
-        kept = [w if self.rng.random() > 0.15 else self.pick(1)[0] for w in features]
-        kept += self.pick(int(self.rng.integers(0, 3)))
-        return " " + " ".join(kept[i] for i in self.rng.permutation(len(kept)))
-
-    def recall(self, kind: int) -> Tokens:
+    def recall(self) -> Tokens:
         """Word pairs, then some of the words again: their partners must follow."""
         num = int(self.rng.integers(2, 7))
-        keys, values = self.pick(num), self.labels(num)
+        keys, values = self.pick(num), self.tasks.labels(num)
         order = episode_labels(num, num + int(self.rng.integers(1, 4)), self.rng)
-        weights = in_context_weights(order)
         ids: list[int] = []
         learned: list[float] = []
-        for index, weight in zip(order, weights, strict=True):
+        for index, weight in zip(order, in_context_weights(order), strict=True):
             head = self.encoder.text(f" {keys[index]}:")
             tail = self.encoder.text(f" {values[index]}.")
             ids, learned = ids + head + tail, learned + [0.0] * len(head) + [weight] * len(tail)
-        return Tokens(ids, learned, kind)
+        return Tokens(ids, learned, "recall")
 
-    def question(self, kind: int) -> Tokens:
-        """Background and count, told by the stand-in or (one in four) left to guess."""
-        examples = []
-        for _ in range(self.rng.integers(1, 4)):
-            colour = COLOUR_NAMES[self.rng.integers(len(COLOUR_NAMES))]
-            count = COUNTS[self.rng.integers(len(COUNTS))]
-            told = self.blurred([colour, count]) if self.rng.random() < 0.75 else ""
-            asked, said = ((COLOUR_TEMPLATES, colour), (COUNT_TEMPLATES, count))[
-                self.rng.integers(2)
-            ]
-            prompt, answer = asked[self.rng.integers(len(asked))]
-            examples.append(Example(prompt, answer.format(said), stand_in=told))
-        return self.encoder.examples(examples, kind, background=0.05)
-
-    def plain(self, kind: int) -> Tokens:
-        return self.encoder.plain(self.lines[self.rng.integers(len(self.lines))], kind)
+    def plain(self) -> Tokens:
+        return self.encoder.plain(self.lines[self.rng.integers(len(self.lines))], "plain")
 
 
-def pack(documents: Iterator[Tokens], num_rows: int, length: int) -> dict[str, Tensor]:
-    """Rows [num_rows, length] of whole documents side by side; segment 0 is padding."""
-    names = ("ids", "weights", "segments", "positions", "kinds")
+def pack(
+    documents: Iterator[Tokens], num_rows: int, length: int, image_token_id: int
+) -> tuple[dict[str, Tensor], list[Shown]]:
+    """Rows [num_rows, length] of documents side by side, and the pictures their tokens see.
+
+    Segment 0 is padding, picture -1 none.
+    """
+    names = ("ids", "weights", "segments", "positions", "kinds", "pictures")
     rows = {name: np.zeros((num_rows, length), dtype=np.float32) for name in names}
+    rows["pictures"] -= 1
+    shown: list[Shown] = []
     for row in range(num_rows):
         filled, segment = 0, 0
         while filled < length:
@@ -142,9 +114,13 @@ def pack(documents: Iterator[Tokens], num_rows: int, length: int) -> dict[str, T
             rows["weights"][where] = document.weights[:size]
             rows["segments"][where] = segment
             rows["positions"][where] = np.arange(size)
-            rows["kinds"][where] = document.kind
+            rows["kinds"][where] = KINDS.index(document.kind)
+            if document.pictures:
+                seen = np.array(visible_media(document.ids[:size], image_token_id))
+                rows["pictures"][where] = np.where(seen < 0, -1, seen + len(shown))
+                shown += document.pictures
     packed = {name: torch.from_numpy(rows[name]) for name in names}
-    return {k: v if k == "weights" else v.long() for k, v in packed.items()}
+    return {k: v if k == "weights" else v.long() for k, v in packed.items()}, shown
 
 
 def typed_layers(decoder: Decoder) -> list[DecoderLayer]:
@@ -214,12 +190,27 @@ def look_one_back(decoder: Decoder, rows: slice, strength: float = 6.0) -> None:
         projection.bias[rows] = bias * strength
 
 
-def weighted_loss(decoder: Decoder, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-    """Mean cross-entropy of the weighted tokens, and loss and accuracy of each kind."""
+def hidden_states(
+    decoder: Decoder, batch: dict[str, Tensor], vectors: Tensor
+) -> Tensor:
+    """[B, T, dim]; `vectors` [P, dim] are added to the tokens that see each picture."""
     num_rows, length = batch["ids"].shape
     attend = DenseSelfAttention(num_rows, length, reach(decoder.config), batch["segments"])
-    with torch.autocast("cpu", torch.bfloat16):
-        hidden = decoder(batch["ids"], batch["positions"], attend)[:, :-1]
+    told = at_tokens(vectors, batch["pictures"])
+    return decoder(
+        batch["ids"],
+        batch["positions"],
+        attend,
+        lambda layer, hidden: hidden + told if layer == 0 else hidden,
+    )
+
+
+def weighted_loss(
+    decoder: Decoder, batch: dict[str, Tensor], vectors: Tensor
+) -> tuple[Tensor, dict[str, float]]:
+    """Mean cross-entropy of the weighted tokens, and loss and accuracy of each kind."""
+    with activations():
+        hidden = hidden_states(decoder, batch, vectors)[:, :-1]
         same = batch["segments"][:, 1:] == batch["segments"][:, :-1]
         weights = batch["weights"][:, 1:] * same
         learned = weights > 0
@@ -229,17 +220,20 @@ def weighted_loss(decoder: Decoder, batch: dict[str, Tensor]) -> tuple[Tensor, d
     right = (logits.argmax(-1) == targets).float()
     figures = {}
     for index, kind in enumerate(KINDS):
-        chosen = (batch["kinds"][:, 1:][learned] == index) & (weight > 0.5)
+        chosen = batch["kinds"][:, 1:][learned] == index
         if chosen.any():
             figures[kind] = losses[chosen].mean().item()
             figures[f"{kind}_right"] = right[chosen].mean().item()
     return (losses * weight).sum() / weight.sum(), figures
 
 
-def build_optimisers(decoder: Decoder, rate: float) -> list[torch.optim.Optimizer]:
+def build_optimisers(
+    decoder: Decoder, stand_ins: StandIns, rate: float
+) -> list[torch.optim.Optimizer]:
     """Muon for the matrices, AdamW for embeddings, norms and biases."""
     matrices = [p for n, p in decoder.named_parameters() if p.ndim == 2 and n not in TABLES]
     others = [p for n, p in decoder.named_parameters() if p.ndim != 2 or n in TABLES]
+    others += stand_ins.parameters()
     muon = torch.optim.Muon(
         matrices, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw", ns_steps=4
     )
@@ -247,27 +241,31 @@ def build_optimisers(decoder: Decoder, rate: float) -> list[torch.optim.Optimize
 
 
 def train_language(
-    config: DecoderConfig,
+    decoder: Decoder,
+    stand_ins: StandIns,
     encoder: Encoder,
     lines: list[str],
+    names: Sequence[str],
     run: Path,
     seed: int,
     num_steps: int,
     rate: float = 3e-3,
-) -> Decoder:
-    """Trains for `num_steps` of 3,840 tokens; logs loss and accuracy of each kind."""
+) -> None:
+    """Trains for `num_steps` of 4,032 tokens; logs loss and accuracy of each kind."""
     torch.manual_seed(seed)
-    decoder = Decoder(config)
     initialise(decoder)
-    documents = TextWorld(encoder, lines, np.random.default_rng(seed)).documents()
-    optimisers = build_optimisers(decoder, rate)
+    documents = TextWorld(encoder, lines, names, np.random.default_rng(seed)).documents()
+    noise = torch.Generator().manual_seed(seed)
+    optimisers = build_optimisers(decoder, stand_ins, rate)
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(o, lambda step: warmup_cosine(step, num_steps, 60))
         for o in optimisers
     ]
     log = StageLog("language", num_steps, run / "log.jsonl")
     for _ in log.steps():
-        loss, figures = weighted_loss(decoder, pack(documents, ROWS_PER_STEP, ROW_LENGTH))
+        batch, shown = pack(documents, ROWS_PER_STEP, ROW_LENGTH, encoder.image)
+        vectors = stand_ins(decoder.embed.weight, *stand_in_tensors(shown, encoder))
+        loss, figures = weighted_loss(decoder, batch, blurred(vectors, noise))
         for optimiser in optimisers:
             optimiser.zero_grad()
         loss.backward()
@@ -276,4 +274,4 @@ def train_language(
             optimiser.step()
             schedule.step()
         log.add(loss=loss.item(), **figures)
-    return decoder.eval()
+    decoder.eval(), stand_ins.eval()

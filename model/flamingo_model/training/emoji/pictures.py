@@ -1,184 +1,222 @@
-"""Pictures in documents: a pool of scenes with the frozen tower's features, and who asks what.
+"""A pool of pictures and films with the frozen tower's features, and who of them is shown.
 
-Features are computed once. Batches name pictures by their number in the pool.
+Features are computed once; documents name pictures by their number in the pool.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 
-from ...cross_attention import visible_media
-from ...flamingo import Flamingo
-from .contrastive import normalise
-from .documents import (
-    BINDING_TEMPLATES,
-    COLOUR_TEMPLATES,
-    COUNT_TEMPLATES,
-    Encoder,
-    Example,
-    Tokens,
-    caption,
-    colour_answer,
-    count_answer,
-    episode_labels,
-    in_context_weights,
-    made_up_words,
+from ...vision_config import VisionConfig
+from .colours import COLOUR_NAMES
+from .contrastive import ContrastiveHeads, SceneWorld, normalise
+from .precision import activations
+from .tasks import Shown
+from .world import (
+    COUNTS,
+    MOTIONS,
+    Film,
+    Pixels,
+    Scene,
+    Sprites,
+    random_film,
+    random_pair,
+    random_scene,
+    render_film,
+    render_scene,
 )
-from .world import COUNTS, Pixels, Scene, Sprites, random_scene, render_scene
 
-VIEWS_PER_SPRITE = 16
-NUM_COUNT_SCENES = 16_000
-NUM_TEST_COUNT_SCENES = 800
+NUM_FRAMES = (4, 6, 8)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many pictures of each sort a pool holds."""
+
+    views_of_known: int = 16
+    views_of_others: int = 6
+    views_of_drawings: int = 4
+    counted: int = 9000
+    pairs: int = 16000
+    films: int = 2400
+
+
+TEST_SIZES = Sizes(views_of_known=6, views_of_others=6, counted=800, pairs=600, films=300)
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Scenes with the frozen tower's features, [N, S, dim] bfloat16."""
+    """Pictures and films, what they show, their features [T, S, dim] bfloat16, and for each the
+    looks [N, 128] that the contrastive stage saw in it (its first frame)."""
 
-    scenes: list[Scene]
-    features: Tensor
-    views: dict[int, list[int]]  # sprite → its single pictures
-    num_count_scenes: int  # the last scenes, which have all counts alike
+    shown: list[Shown]
+    sprites: list[int]
+    features: list[Tensor]
+    looks: Tensor
 
-    @classmethod
-    def build(
-        cls,
-        scenes: list[Scene],
-        num_count_scenes: int,
-        model: Flamingo,
-        sprites: Sprites,
-        rng: np.random.Generator,
-    ) -> Pool:
-        views: dict[int, list[int]] = {}
-        for index, scene in enumerate(scenes):
-            if scene.count == 1:
-                views.setdefault(scene.sprite, []).append(index)
-        parts = []
-        for start in track(range(0, len(scenes), 128), description="features"):
-            drawn = [render_scene(s, sprites, rng) for s in scenes[start : start + 128]]
-            parts.append(encode(model, np.stack(drawn)))
-        return cls(scenes, torch.cat(parts), views, num_count_scenes)
+    def numbers(self, wanted: Callable[[Shown], bool]) -> list[int]:
+        return [i for i, shown in enumerate(self.shown) if wanted(shown)]
+
+    def batches(self, numbers: Sequence[int]) -> list[tuple[list[int], Tensor]]:
+        """Equally long films together: (places in `numbers`, features [n, T, S, dim])."""
+        by_length: dict[int, list[int]] = defaultdict(list)
+        for place, number in enumerate(numbers):
+            by_length[len(self.features[number])].append(place)
+        return [
+            (places, torch.stack([self.features[numbers[p]] for p in places]))
+            for places in by_length.values()
+        ]
 
 
-@torch.no_grad()
-def encode(model: Flamingo, pixels: Pixels) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
-        features: Tensor = model.vision(normalise(pixels, model.config.vision))
-    return features.bfloat16()
-
-
-def training_scenes(sprites: Sprites, rng: np.random.Generator) -> list[Scene]:
-    singles = [
-        random_scene(sprite, rng, recolour=0.2)
-        for sprite in sprites.training()
-        for _ in range(VIEWS_PER_SPRITE)
-    ]
-    drawn = rng.choice(sprites.training(), NUM_COUNT_SCENES)
-    counts = rng.integers(1, len(COUNTS) + 1, NUM_COUNT_SCENES)
-    return singles + [random_scene(int(s), rng, int(c)) for s, c in zip(drawn, counts, strict=True)]
-
-
-def held_out_scenes(sprites: Sprites, rng: np.random.Generator) -> list[Scene]:
-    """The same of emoji that no stage has seen."""
-    singles = [random_scene(sprite, rng) for sprite in sprites.test() for _ in range(6)]
-    drawn = rng.choice(sprites.test(), NUM_TEST_COUNT_SCENES)
-    counts = rng.integers(1, len(COUNTS) + 1, NUM_TEST_COUNT_SCENES)
-    return singles + [random_scene(int(s), rng, int(c)) for s, c in zip(drawn, counts, strict=True)]
-
-
-class PictureWorld:
-    """Draws documents with pictures from a pool."""
+class PoolBuilder:
+    """Renders scenes and encodes them."""
 
     def __init__(
         self,
-        pool: Pool,
+        tower: nn.Module,
+        heads: ContrastiveHeads,
+        config: VisionConfig,
         sprites: Sprites,
-        encoder: Encoder,
-        rng: np.random.Generator,
-        held_out_words: bool = False,
+        seed: int,
     ) -> None:
-        self.pool, self.sprites, self.encoder, self.rng = pool, sprites, encoder, rng
-        self.held_out_words = held_out_words
-        self.classes = list(pool.views)
+        self.tower, self.heads, self.config, self.sprites = tower.eval(), heads.eval(), config, sprites
+        self.rng = np.random.default_rng(seed)
 
-    def document(self, kind: int, progress: float = 1.0) -> Tokens:
-        drawn = (self.binding, self.colour, self.count, self.caption)[kind](progress)
-        return self.encoder.examples(drawn, kind, background=0.0)
+    def build(self, scenes: Sequence[Scene | Film]) -> Pool:
+        features: list[Tensor] = []
+        looks: list[Tensor] = []
+        for start in track(range(0, len(scenes), 64), description="features"):
+            drawn = [self.render(scene) for scene in scenes[start : start + 64]]
+            tokens = self.encode(np.concatenate(drawn))
+            parts = tokens.split([len(pixels) for pixels in drawn])
+            features += [part.bfloat16() for part in parts]
+            looks.append(self.identity(torch.stack([part[0] for part in parts])))
+        described = [describe(scene, self.sprites) for scene in scenes]
+        shown = [replace(s, number=number) for number, s in enumerate(described)]
+        bare = [s.scene if isinstance(s, Film) else s for s in scenes]
+        return Pool(shown, [scene.sprite for scene in bare], features, torch.cat(looks))
 
-    def binding(self, progress: float) -> list[Example]:
-        most = 2 if progress < 0.3 or self.rng.random() < 0.6 else 5
-        num_ways = int(self.rng.integers(2, most + 1))
-        return self.episode(num_ways, num_ways + int(self.rng.integers(1, 4)))
+    def render(self, scene: Scene | Film) -> Pixels:
+        """[T, 64, 64, 3]"""
+        if isinstance(scene, Film):
+            return render_film(scene, self.sprites, self.rng)
+        return render_scene(scene, self.sprites, self.rng)[None]
 
-    def episode(self, num_ways: int, num_examples: int) -> list[Example]:
-        """Every class once, then classes again; made-up words name them."""
-        order = episode_labels(num_ways, num_examples, self.rng)
-        classes = self.rng.choice(self.classes, num_ways, replace=False)
-        words = made_up_words(num_ways, self.rng, self.held_out_words)
-        prompt, answer = BINDING_TEMPLATES[self.rng.integers(len(BINDING_TEMPLATES))]
+    @torch.no_grad()
+    def encode(self, pixels: Pixels) -> Tensor:
+        normal = normalise(pixels, self.config).to(memory_format=torch.channels_last)
+        with activations():
+            return torch.cat([self.tower(part) for part in normal.split(128)])
+
+    @torch.no_grad()
+    def identity(self, tokens: Tensor) -> Tensor:
+        return self.heads.embed_identity(self.heads.pool(tokens)[0])
+
+    def training(self, sizes: Sizes) -> Pool:
+        """Named emoji, others, drawings; nothing that is held out."""
+        world = SceneWorld(self.sprites, self.rng)
+        views = (
+            (world.named, sizes.views_of_known),
+            (world.others, sizes.views_of_others),
+            (world.drawings, sizes.views_of_drawings),
+        )
+        singles = [
+            random_scene(sprite, self.rng, recolour=0.15)
+            for classes, num in views
+            for sprite in classes
+            for _ in range(num)
+        ]
+        return self.build([*singles, *self.scenes(world.named, sizes)])
+
+    def test(self, sprites: Sequence[int], sizes: Sizes = TEST_SIZES) -> Pool:
+        """Other renderings: of emoji that no stage has seen, or of known ones."""
+        views = sizes.views_of_known
+        singles = [random_scene(sprite, self.rng) for sprite in sprites for _ in range(views)]
+        return self.build([*singles, *self.scenes(sprites, sizes)])
+
+    def scenes(self, among: Sequence[int], sizes: Sizes) -> list[Scene | Film]:
+        def chosen() -> int:
+            return int(self.rng.choice(among))
+
+        rng = self.rng
+        counts = rng.integers(1, len(COUNTS) + 1, sizes.counted).tolist()
         return [
-            Example(prompt, answer.format(words[c]), w, int(self.rng.choice(self.pool.views[s])))
-            for c, w in zip(order, in_context_weights(order), strict=True)
-            for s in (int(classes[c]),)
+            *(random_scene(chosen(), rng, count, recolour=0.1) for count in counts),
+            *(random_pair(chosen(), chosen(), rng) for _ in range(sizes.pairs)),
+            *(random_film(chosen(), rng, int(rng.choice(NUM_FRAMES))) for _ in range(sizes.films)),
         ]
 
-    def colour(self, progress: float) -> list[Example]:
-        return self.questions(COLOUR_TEMPLATES, colour_answer, len(self.pool.scenes))
 
-    def count(self, progress: float) -> list[Example]:
-        return self.questions(COUNT_TEMPLATES, count_answer, self.pool.num_count_scenes)
-
-    def questions(
-        self,
-        templates: tuple[tuple[str, str], ...],
-        answer_of: Callable[[Scene], str],
-        among_last: int,
-    ) -> list[Example]:
-        """One or two pictures, each asked about by itself."""
-        examples = []
-        for _ in range(self.rng.integers(1, 3)):
-            index = len(self.pool.scenes) - 1 - int(self.rng.integers(among_last))
-            prompt, answer = templates[self.rng.integers(len(templates))]
-            said = answer_of(self.pool.scenes[index])
-            examples.append(Example(prompt, answer.format(said), picture=index))
-        return examples
-
-    def caption(self, progress: float) -> list[Example]:
-        index = int(self.rng.integers(len(self.pool.scenes)))
-        return [Example("Output:", caption(self.pool.scenes[index], self.sprites), picture=index)]
+def describe(scene: Scene | Film, sprites: Sprites) -> Shown:
+    if isinstance(scene, Film):
+        return replace(describe(scene.scene, sprites), motion=MOTIONS[scene.motion])
+    shown = (scene.sprite,) if scene.second is None else (scene.sprite, scene.second)
+    named = all(sprites.nameable(sprite) for sprite in shown)
+    names = tuple(sprites.names[sprite] for sprite in shown) if named else ()
+    return Shown(names, COLOUR_NAMES[scene.background], COUNTS[scene.count - 1], scene.layout)
 
 
-@dataclass(frozen=True)
-class PictureBatch:
-    """Padded rows [B, T] with the pool numbers of their pictures [B, M]."""
+class PoolGallery:
+    """Pictures of a pool."""
 
-    ids: Tensor
-    weights: Tensor
-    kinds: Tensor
-    media_index: Tensor
-    pictures: Tensor
+    def __init__(self, pool: Pool, sprites: Sprites, rng: np.random.Generator) -> None:
+        self.pool, self.rng = pool, rng
+        single = pool.numbers(lambda s: s.count == "one" and not s.is_pair and not s.motion)
+        self.views: dict[int, list[int]] = defaultdict(list)
+        for number in single:
+            self.views[pool.sprites[number]].append(number)
+        shared = [sprite for sprite, views in self.views.items() if len(views) > 1]
+        self.emoji = [sprite for sprite in shared if sprite < len(sprites.names)]
+        self.drawings = [sprite for sprite in shared if sprite >= len(sprites.names)]
+        self.singles = [n for n in single if pool.shown[n].names]
+        drawn = {n for n in single if pool.sprites[n] >= len(sprites.names)}
+        self.counts = defaultdict(list)
+        for number in pool.numbers(lambda s: not s.is_pair and not s.motion and bool(s.names)):
+            if number not in drawn:
+                self.counts[pool.shown[number].count].append(number)
+        self.pairs = pool.numbers(lambda s: s.is_pair and bool(s.names))
+        self.films = pool.numbers(lambda s: s.motion is not None)
+        self.names = sorted({name for n in self.singles for name in pool.shown[n].names})
+        self.same: dict[str, list[int]] = defaultdict(list)
+        for number, shown in enumerate(pool.shown):
+            sort = "pair" if shown.is_pair else "film" if shown.motion else "one"
+            if number not in drawn and shown.names:
+                for fact in (*shown.names, shown.background):
+                    self.same[f"{sort} {fact}"].append(number)
 
-    @classmethod
-    def collate(cls, documents: list[Tokens], image_token_id: int) -> PictureBatch:
-        length = max(len(d.ids) for d in documents)
-        num_media = max(len(d.pictures) for d in documents)
+    def take(self, numbers: Sequence[int]) -> Shown:
+        return self.pool.shown[numbers[self.rng.integers(len(numbers))]]
 
-        def padded(rows: Iterable[Iterable[float]], fill: float, size: int) -> Tensor:
-            filled = [[*row] + [fill] * (size - len([*row])) for row in rows]
-            return torch.tensor(filled)
+    def classes(self, num: int) -> list[Callable[[], Shown]]:
+        """Emoji, or one time in four drawings."""
+        are_drawings = len(self.drawings) >= num and self.rng.random() < 0.25
+        chosen = self.rng.choice(self.drawings if are_drawings else self.emoji, num, replace=False)
+        return [lambda sprite=int(sprite): self.take(self.views[sprite]) for sprite in chosen]  # type: ignore[misc]
 
-        return cls(
-            ids=padded((d.ids for d in documents), 0, length),
-            weights=padded((d.weights for d in documents), 0.0, length),
-            kinds=torch.tensor([d.kind for d in documents]),
-            media_index=padded(
-                (visible_media(d.ids, image_token_id) for d in documents), -1, length
-            ),
-            pictures=padded((d.pictures for d in documents), 0, num_media),
-        )
+    def single(self) -> Shown:
+        return self.take(self.singles)
+
+    def counted(self) -> Shown:
+        counts = list(self.counts.values())
+        return self.take(counts[self.rng.integers(len(counts))])
+
+    def pair(self) -> Shown:
+        return self.take(self.pairs)
+
+    def film(self) -> Shown:
+        return self.take(self.films)
+
+    def name(self) -> str:
+        return self.names[self.rng.integers(len(self.names))]
+
+    def like(self, shown: Shown) -> Shown:
+        sort = "pair" if shown.is_pair else "film" if shown.motion else "one"
+        facts = (*shown.names, shown.background)
+        return self.take(self.same[f"{sort} {facts[self.rng.integers(len(facts))]}"])

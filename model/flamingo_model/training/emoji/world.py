@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import emoji
@@ -16,24 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from .colours import COLOUR_NAMES, COLOURS
+from .drawings import NUM_DRAWINGS, render_drawing
+
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")  # Debian fonts-noto-color-emoji
 SPRITE_SIZE = 72
 SCENE_SIZE = 64
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (214, 40, 40),
-    "orange": (244, 140, 30),
-    "yellow": (248, 220, 60),
-    "green": (50, 160, 70),
-    "blue": (45, 90, 210),
-    "purple": (130, 55, 170),
-    "pink": (250, 160, 195),
-    "brown": (120, 75, 40),
-    "black": (22, 22, 26),
-    "white": (246, 246, 246),
-    "gray": (135, 138, 142),
-}
-COLOUR_NAMES = tuple(COLOURS)
 COUNTS = ("one", "two", "three", "four")
+LAYOUTS = ("single", "left_right", "above_below")
+MOTIONS = ("left", "right", "up", "down", "larger", "smaller")
 TEXTURES = ("plain", "gradient", "stripes", "checks", "dots", "noise")
 NOT_NAMEABLE = (
     "flag face button clock arrow person people man woman men women boy girl baby keycap hand "
@@ -53,6 +44,8 @@ class Sprites:
     names: tuple[str, ...]
 
     def nameable(self, index: int) -> bool:
+        if index >= len(self.names):  # a drawing
+            return False
         words = self.names[index].split()
         plain = not any(word in NOT_NAMEABLE for word in words)
         return plain and len(words) <= 3 and not words[-1].endswith("-thirty")
@@ -61,6 +54,18 @@ class Sprites:
         """One family in five is never seen in training; decided by its name alone."""
         family = self.names[index].split()[-1]
         return int(hashlib.md5(family.encode()).hexdigest(), 16) % 5 == 0
+
+    @property
+    def num_classes(self) -> int:
+        """Emoji and drawings."""
+        return len(self.names) + NUM_DRAWINGS
+
+    def drawings(self) -> list[int]:
+        return list(range(len(self.names), self.num_classes))
+
+    def known(self) -> list[int]:
+        """The emoji whose names are learned."""
+        return [i for i in self.training() if self.nameable(i)]
 
     def training(self) -> list[int]:
         return [i for i in range(len(self.names)) if not self.held_out(i)]
@@ -118,13 +123,28 @@ def render_sprite(character: str, font: ImageFont.FreeTypeFont) -> Pixels:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows: `count` copies of one sprite on a named background."""
+    """What a picture shows: `count` copies of one sprite, or a pair of two, on a named background.
+
+    A sprite past the last emoji is a drawing, which brings its own paper. `layout` tells how the
+    pair lies; `sprite` is then the left or upper one, `second` the other.
+    """
 
     sprite: int
     background: int
     count: int = 1
     texture: int = 0
     recolour: float | None = None  # hue in [0, 1): the sprite's shape in another colour
+    second: int | None = None
+    layout: str = "single"
+
+
+@dataclass(frozen=True)
+class Film:
+    """One emoji that moves or changes its size over a still background."""
+
+    scene: Scene
+    motion: int
+    num_frames: int
 
 
 def random_scene(
@@ -139,15 +159,66 @@ def random_scene(
     )
 
 
+def random_pair(first: int, second: int, rng: np.random.Generator) -> Scene:
+    layout = LAYOUTS[1 + int(rng.integers(2))]
+    return replace(random_scene(first, rng), second=second, layout=layout)
+
+
+def random_film(sprite: int, rng: np.random.Generator, num_frames: int) -> Film:
+    return Film(random_scene(sprite, rng), int(rng.integers(len(MOTIONS))), num_frames)
+
+
 def render_scene(scene: Scene, sprites: Sprites, rng: np.random.Generator) -> Pixels:
     """[64, 64, 3] uint8: background, sprites turned and jittered, a little noise."""
+    if scene.sprite >= len(sprites.images):
+        return render_drawing(scene.sprite - len(sprites.images), SCENE_SIZE, rng)
     canvas = Image.fromarray(render_background(scene, rng))
-    for x, y, size in placements(scene.count, rng):
-        sprite = posed(sprites.images[scene.sprite], size, scene.recolour, rng)
+    shown = [scene.sprite] * scene.count if scene.second is None else [scene.sprite, scene.second]
+    for index, (x, y, size) in zip(shown, placements(scene, rng), strict=True):
+        sprite = posed(sprites.images[index], size, scene.recolour, rng)
         canvas.paste(sprite, (x, y), sprite)
+    return noisy(canvas, rng)
+
+
+def noisy(canvas: Image.Image, rng: np.random.Generator) -> Pixels:
     pixels = np.array(canvas, dtype=np.float32)
     pixels += rng.standard_normal(pixels.shape, dtype=np.float32) * rng.uniform(0, 4)
     return np.clip(pixels, 0, 255).astype(np.uint8)
+
+
+def render_film(film: Film, sprites: Sprites, rng: np.random.Generator) -> Pixels:
+    """[T, 64, 64, 3] uint8: the same turned sprite on the same background, frame by frame."""
+    background = Image.fromarray(render_background(film.scene, rng))
+    largest = int(rng.integers(34, 50))
+    sprite = posed(sprites.images[film.scene.sprite], largest, film.scene.recolour, rng)
+    frames = []
+    for x, y, size in path(film, rng):
+        canvas, small = background.copy(), sprite.resize((size, size), Image.Resampling.BILINEAR)
+        canvas.paste(small, (x, y), small)
+        frames.append(noisy(canvas, rng))
+    return np.stack(frames)
+
+
+def path(film: Film, rng: np.random.Generator) -> list[tuple[int, int, int]]:
+    """(x, y, size) in each frame."""
+    size = int(rng.integers(20, 32))
+    free = SCENE_SIZE - size
+    start = rng.uniform(0, 0.25) * free
+    along = np.linspace(start, free - rng.uniform(0, 0.25) * free, film.num_frames)
+    across = np.clip(rng.uniform(0, free) + rng.normal(0, 1, film.num_frames), 0, free)
+    motion = MOTIONS[film.motion]
+    if motion in ("larger", "smaller"):
+        sizes = np.linspace(rng.uniform(14, 22), rng.uniform(38, 52), film.num_frames)
+        sizes = sizes[::-1] if motion == "smaller" else sizes
+        centre = rng.uniform(26, 38, 2)
+        return [
+            (round(max(0, centre[0] - s / 2)), round(max(0, centre[1] - s / 2)), round(s))
+            for s in sizes
+        ]
+    along = along[::-1] if motion in ("left", "up") else along
+    steps = zip(along, across, strict=True)
+    places = [(a, b) if motion in ("left", "right") else (b, a) for a, b in steps]
+    return [(round(x), round(y), size) for x, y in places]
 
 
 def render_background(scene: Scene, rng: np.random.Generator) -> Pixels:
@@ -172,19 +243,33 @@ def texture_map(texture: str, rng: np.random.Generator) -> NDArray[np.float32]:
     return np.asarray(maps[texture](), dtype=np.float32)
 
 
-def placements(count: int, rng: np.random.Generator) -> list[tuple[int, int, int]]:
-    """(x, y, size) of each copy: one large, or several in cells that do not overlap."""
-    if count == 1:
+def placements(scene: Scene, rng: np.random.Generator) -> list[tuple[int, int, int]]:
+    """(x, y, size) of each sprite: one large, or several in cells that do not overlap."""
+    if scene.second is not None:
+        return pair_placements(scene.layout == "left_right", rng)
+    if scene.count == 1:
         size = int(rng.integers(30, 56))
         x, y = rng.integers(0, SCENE_SIZE - size + 1, 2)
         return [(int(x), int(y), size)]
     half = SCENE_SIZE // 2
-    cells = rng.permutation(4)[:count]
+    cells = rng.permutation(4)[: scene.count]
     placed = []
     for cell in cells:
         size = int(rng.integers(20, 30))
         x, y = rng.integers(0, half - size + 1, 2)
         placed.append((int(x) + half * int(cell % 2), int(y) + half * int(cell // 2), size))
+    return placed
+
+
+def pair_placements(side_by_side: bool, rng: np.random.Generator) -> list[tuple[int, int, int]]:
+    """Two in their halves of the picture, across the other direction roughly in the middle."""
+    half, placed = SCENE_SIZE // 2, []
+    for number in range(2):
+        size = int(rng.integers(25, half + 1))
+        along = int(rng.integers(0, half - size + 1)) + half * number
+        middle = (SCENE_SIZE - size) / 2
+        across = int(np.clip(middle + rng.normal(0, 5), 0, SCENE_SIZE - size))
+        placed.append((along, across, size) if side_by_side else (across, along, size))
     return placed
 
 
