@@ -77,9 +77,9 @@ def adapt(base: Flamingo, weights: Weights, adapter: Adapter, kernels: str | Non
         blocks.append(part(path, config, new) if path in changed else block)
     view.cross_attention = nn.ModuleList(blocks)
     if "vision" in changed:
-        view.vision = part("vision", config, new)
+        view.register_module("vision", part("vision", config, new))
     if "resampler" in changed:
-        view.resampler = part("resampler", config, new)
+        view.register_module("resampler", part("resampler", config, new))
     updates = layer_updates(base.decoder, adapter, weights.layout)
     view.decoder = shallow(base.decoder)
     view.decoder.layers = updated_layers(base.decoder, [(None, updates)])
@@ -207,7 +207,7 @@ def updated_layers(
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows [n] of a flat batch that are one adapter's, or the base's; `attend` is for them alone."""
+    """Rows [n] of a flat batch of one adapter, or of the base; `attend` is for them alone."""
 
     adapted: Adapted | None
     rows: Tensor
@@ -261,17 +261,17 @@ class ByRows(nn.Module):
         return out
 
 
-def logits_side_by_side(models: Sequence[Flamingo], hidden: Tensor) -> Tensor:
-    """Hidden states [n, dim], each of one of these models, → logits [n, vocab].
+def logits_side_by_side(base: Flamingo, models: Sequence[Flamingo], hidden: Tensor) -> Tensor:
+    """Hidden states [n, dim], each of the base or a view, → logits [n, vocab].
 
-    Views with the base's head share one product.
+    Views with the base's head share one product with it.
     """
     of_head = dict[int, list[int]]()
     for row, model in enumerate(models):
         of_head.setdefault(id(head(model.decoder)), []).append(row)
-    if len(of_head) == 1:
-        return models[0].logits(hidden)
-    out = hidden.new_empty(len(hidden), models[0].config.decoder.vocab_size, dtype=torch.float32)
+    if of_head.keys() <= {id(head(base.decoder))}:
+        return base.logits(hidden)
+    out = hidden.new_empty(len(hidden), base.config.decoder.vocab_size, dtype=torch.float32)
     for rows in of_head.values():
         out[rows] = models[rows[0]].logits(hidden[rows])
     return out

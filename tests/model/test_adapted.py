@@ -96,7 +96,9 @@ def step(cached: Cached, views: Sequence[Adapted | None], decodes: list, prefill
     )
     models = [cached.model if v is None else v.model for v in views]
     owners = [m for m, chunk in zip(models, chunks, strict=True) for _ in chunk.ids]
-    return list(logits_side_by_side(owners, hidden).split([len(c.ids) for c in chunks]))
+    return list(
+        logits_side_by_side(cached.model, owners, hidden).split([len(c.ids) for c in chunks])
+    )
 
 
 @torch.inference_mode()
@@ -179,3 +181,8 @@ def test_updates_beside_rounded_weights_are_nearer_to_the_truth_than_fused_ones(
     view = adapt(base, weights, found, "int8")
     error = (answers(view.model, "tiny") - truth).norm()
     assert 0 < error < 1.2 * (answers(rounded, "tiny") - truth).norm()
+
+
+def test_a_step_without_wanted_tokens_has_no_logits() -> None:
+    base = tiny_model()
+    assert logits_side_by_side(base, [], torch.zeros(0, 32)).shape == (0, 264)

@@ -7,6 +7,7 @@ import queue
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from .latents_store import LatentsStore
 from .limits import EngineLimits
 from .media_cache import MediaCache
 from .media_loader import MediaLoader
-from .request import Event, Prompt, Request, Sampling, Sequence, Task
+from .request import Event, LoadedAdapter, Prompt, Request, Sampling, Sequence, Task
 from .runner import ENCODE_AT_ONCE, Runner
 from .sampling import Rules
 from .scheduler import Plan, Scheduler
@@ -65,6 +66,7 @@ class Submission:
     priority: int = 0
     deadline: float | None = None
     media_ms: float = 0.0
+    adapter: LoadedAdapter | None = None
 
 
 class RequestHandle:
@@ -110,7 +112,8 @@ class Engine:
             limits.is_deterministic,
         )
         self.inbox: queue.SimpleQueue[tuple[str, Request | None]] = queue.SimpleQueue()
-        self.num_requests = self.num_places = 0  # guarded by `lock`
+        self.num_requests = self.num_places = 0  # guarded by `lock`, as are those of each adapter
+        self.num_with: Counter[LoadedAdapter] = Counter()
         self.lock = threading.Lock()
         self.is_draining = self.has_stopped = False
         self.num_steps = self.num_prompt_tokens = self.num_cached_tokens = 0
@@ -187,13 +190,14 @@ class Engine:
     def new_request(self, what: Submission, reuses_prefix: bool = True) -> Request:
         request = Request(
             what.id,
-            what.prompt,
+            what.adapter.own(what.prompt) if what.adapter else what.prompt,
             what.deliver,
             what.priority,
             what.deadline,
             what.media_ms,
             self.sees_all_media,
             reuses_prefix,
+            what.adapter,
         )
         request.sequences = [Sequence(request, list(what.prompt.token_ids))]
         return request
@@ -202,6 +206,8 @@ class Engine:
         with self.lock:
             self.check_open()
             self.num_requests += 1
+            if request.adapter:
+                self.num_with[request.adapter] += 1
             self.inbox.put(("add", request))  # under the lock: never behind the last "stop"
         return RequestHandle(self, request)
 
@@ -360,6 +366,9 @@ class Engine:
         self.scheduler.remove(request)
         with self.lock:
             self.num_requests -= 1
+            if request.adapter:
+                self.num_with.subtract([request.adapter])
+                self.num_with += Counter()  # who has none is forgotten, and may be freed
 
     def stop_all(self) -> None:
         """The thread ends: nobody is left waiting for an answer."""
