@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .adapters import Adapter, Update, changed_tensor
-from .checkpoints.weights import Weights
+from .adapters import Adapter, AdapterError, Update, changed_tensor
+from .checkpoints.weights import SHOWN, Weights
 from .config import FlamingoConfig
 from .cross_attention import CrossAttend, build_cross_attention
 from .decoder import Decoder, SelfAttend
@@ -138,19 +138,26 @@ def replace_embeddings(
 def layer_updates(
     decoder: Decoder, adapter: Adapter, layout: Mapping[str, Tensor]
 ) -> dict[int, LayerUpdates]:
-    """For the children that the layers have, packed or not."""
+    """For the children that the layers have, packed or not. Raises AdapterError for a layer that
+    computes otherwise, where an update would be lost.
+    """
     device, found = decoder.embed.weight.device, dict[int, LayerUpdates]()
+    left = {name for name in adapter.updates if name.startswith("decoder.layers.")}
     for index, layer in enumerate(decoder.layers):
         place, known = f"decoder.layers.{index}", dict[str, Update]()
         for child, _ in layer.named_children():
             names = [f"{place}.{name}.weight" for name in JOINT.get(child, (child,))]
             names = [name for name in names if name in layout]
+            left.difference_update(names)
             if any(name in adapter.updates for name in names):
                 pieces = [(adapter.updates.get(name), len(layout[name])) for name in names]
                 joint = joined(pieces)
                 known[child] = Update(joint.down.to(device), joint.up.to(device))
         if known:
             found[index] = known
+    if left:
+        message = f"{adapter.where}: no layer takes the updates of {sorted(left)[:SHOWN]}"
+        raise AdapterError(message)
     return found
 
 
@@ -255,7 +262,7 @@ class ByRows(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         found = [(rows, module(x[rows])) for rows, module in self.modules_of_rows]
-        out = found[0][1].new_empty(len(x), *found[0][1].shape[1:])
+        out: Tensor = found[0][1].new_empty(len(x), *found[0][1].shape[1:])
         for rows, some in found:
             out[rows] = some
         return out

@@ -31,6 +31,7 @@ FORMAT = "flamingo-adapter-1"
 REPLACED = ("vision.", "resampler.", "cross_attention.", "decoder.embed.", "decoder.head.")
 """What whole tensors may replace; the language model's layers take low-rank updates alone."""
 DOWN, UP = ".lora_A", ".lora_B"
+DEEPEST = 16  # objects within objects of a card
 AT_ONCE = 2**22  # numbers that are widened to float32 together
 
 
@@ -55,8 +56,11 @@ class AdapterCard:
 
     @classmethod
     def from_json(cls, text: str) -> AdapterCard:
-        """Raises ValueError for what is no card."""
-        values = json.loads(text)
+        """Raises ValueError for what is no card; numbers that JSON has not are None."""
+        values = json.loads(text, parse_constant=lambda name: None, parse_float=finite)
+        json.dumps(values, ensure_ascii=False).encode()  # half characters could not be sent on
+        if depth(values) > DEEPEST:
+            raise ValueError("its card is nested too deeply")
         if not isinstance(values, dict) or not isinstance(values.get("base_digest"), str):
             raise ValueError("its card names no base model")
         known = {f.name for f in fields(cls)}
@@ -66,6 +70,17 @@ class AdapterCard:
             if name in values and not isinstance(values[name], kind):
                 raise ValueError(f"its card's {name} is {values[name]!r:.80}")
         return cls(**values)
+
+
+def finite(text: str) -> float | None:
+    return number if math.isfinite(number := float(text)) else None
+
+
+def depth(value: object) -> int:
+    if not isinstance(value, dict | list):
+        return 0
+    inner = value.values() if isinstance(value, dict) else value
+    return 1 + max(map(depth, inner), default=0)
 
 
 KINDS: dict[str, Any] = {
@@ -145,9 +160,12 @@ def save_adapter(path: Path | str, tensors: Mapping[str, Tensor], card: AdapterC
         part.unlink(missing_ok=True)
 
 
-def read_adapter(path: Path | str) -> Adapter:
-    """Copies, so that the file may be replaced. Raises AdapterError for a damaged one, or NaN."""
-    where = str(path)
+def read_adapter(path: Path | str, where: str | None = None) -> Adapter:
+    """Copies, so that the file may be replaced. `where` names it in messages, not its whole path.
+
+    Raises AdapterError for a damaged file, and for NaN in it.
+    """
+    where = where or str(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -156,10 +174,14 @@ def read_adapter(path: Path | str) -> Adapter:
             card = AdapterCard.from_json(metadata.get("card", "null"))
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
     except (SafetensorError, OSError, RuntimeError, ValueError, RecursionError) as error:
-        raise AdapterError(f"{where}: not a whole adapter: {error}") from error
+        raise AdapterError(f"{where} is not a whole adapter: {said(error)}") from error
     adapter = Adapter(card, tensors, where)
     check_whole(adapter)
     return adapter
+
+
+def said(error: Exception) -> str:
+    return " ".join((getattr(error, "strerror", None) or str(error)).split())
 
 
 def check_whole(adapter: Adapter) -> None:

@@ -16,7 +16,7 @@ from flamingo_model.adapted import (
     forward_side_by_side,
     logits_side_by_side,
 )
-from flamingo_model.adapters import fuse
+from flamingo_model.adapters import AdapterError, fuse
 from flamingo_model.checkpoints.writing import StateDict
 from flamingo_model.flamingo import Flamingo
 from flamingo_model.packing import always_one_kernel, pack_model
@@ -186,3 +186,12 @@ def test_updates_beside_rounded_weights_are_nearer_to_the_truth_than_fused_ones(
 def test_a_step_without_wanted_tokens_has_no_logits() -> None:
     base = tiny_model()
     assert logits_side_by_side(base, [], torch.zeros(0, 32)).shape == (0, 264)
+
+
+def test_an_update_that_no_layer_takes_is_an_error() -> None:
+    """As of a layer whose linear layers are kept under other names."""
+    base = tiny_model()
+    found = adapter(base, low_rank(base, 1))
+    base.decoder.layers[1].renamed = base.decoder.layers[1]._modules.pop("down")
+    with pytest.raises(AdapterError, match=r"layers\.1\.down"):
+        adapt(base, StateDict(tiny_model()), found, None)

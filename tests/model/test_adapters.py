@@ -107,7 +107,11 @@ META = {"format": FORMAT, "card": CARD}
         ({**META, "card": '{"base_digest": "0", "colour": 1}'}, r"unknown keys \['colour'\]"),
         ({**META, "card": '{"base_digest": "0", "config": []}'}, "config is"),
         ({**META, "card": '{"base_digest": "0", "lora_alpha": "8"}'}, "lora_alpha is"),
-        ({**META, "card": '{"base_digest": "0", "lora_alpha": NaN}'}, "lora_alpha is nan"),
+        ({**META, "card": '{"base_digest": "0", "config": {"a": "\\ud800"}}'}, "surrogates"),
+        (
+            {**META, "card": '{"base_digest": "0", "data": ' + 20 * '{"a": ' + "1" + 21 * "}"},
+            "deep",
+        ),
     ],
 )
 def test_a_file_without_a_sound_card_is_refused(
@@ -161,6 +165,12 @@ def test_tensors_that_are_no_adapter_are_neither_written_nor_read(
     save_file(tensors, tmp_path / "b", {"format": FORMAT, "card": values})
     with pytest.raises(AdapterError, match=says):
         read_adapter(tmp_path / "b")
+
+
+def test_numbers_that_json_has_not_are_none(tmp_path: Path) -> None:
+    card = '{"base_digest": "0", "metrics": {"a": NaN, "b": 1e999, "c": 0.5}, "lora_alpha": NaN}'
+    found = read_adapter(edited(tmp_path / "a", {**META, "card": card})).card
+    assert found.metrics == {"a": None, "b": None, "c": 0.5} and found.lora_alpha is None
 
 
 # ---- the base
