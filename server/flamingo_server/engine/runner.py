@@ -56,7 +56,7 @@ class Runner:
 
     @torch.inference_mode()
     def encode(self, media: list[Media]) -> list[Tensor]:
-        """The latents [R, dim] of each, media of equally many frames and of one adapter together."""
+        """The latents [R, dim] of each, those of equally many frames and one adapter together."""
         latents: dict[str, Tensor] = {}
         at_once = 1 if self.is_deterministic else ENCODE_AT_ONCE
         for num_frames, adapter in dict.fromkeys((len(m.pixels), m.adapter) for m in media):
@@ -126,7 +126,7 @@ class Runner:
         for adapter, places in by_adapter(chunks).items():
             theirs = [c for c in chunks if c.sequence.request.adapter is adapter]
             attend = CachedCrossAttention(self.slots, self.prepare(theirs))
-            groups.append(Rows(adapter and adapter.adapted, self.tensor(places), attend))
+            groups.append(Rows(adapter.adapted if adapter else None, self.tensor(places), attend))
         hidden = forward_side_by_side(
             self.model, groups, batch.token_ids, batch.positions, self.self_attention(batch)
         )
