@@ -152,7 +152,7 @@ def save_adapter(path: Path | str, tensors: Mapping[str, Tensor], card: AdapterC
     whole = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        save_file(whole, part, {"format": FORMAT, "card": json.dumps(asdict(card))})
+        save_file(whole, part, {"format": FORMAT, "card": json.dumps(asdict(card), default=str)})
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         part.replace(path)

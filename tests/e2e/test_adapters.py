@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,7 +227,7 @@ def test_requests_are_counted_by_adapter(client: httpx.Client) -> None:
 
 
 def test_loading_and_unloading_disturb_nobody_who_decodes(client: httpx.Client) -> None:
-    long = {"max_tokens": 200, "min_tokens": 200}
+    long = {"max_tokens": 120, "min_tokens": 120}
     expected = ask(client, *QUESTION, **long)["choices"][0]
     load(client, "two", "2")
     with_two = ask(client, *QUESTION, **long, adapter="two")["choices"][0]
@@ -245,7 +244,7 @@ def test_loading_and_unloading_disturb_nobody_who_decodes(client: httpx.Client) 
     for thread in threads:
         thread.start()
     while not requests_of(client, "two"):
-        pass
+        time.sleep(0.005)
     assert client.delete("/v1/adapters/two").json()["requests"] == 1
     late = client.post("/v1/generate", json={"prompt": QUESTION, "adapter": "two"})
     assert late.status_code == 404
@@ -316,11 +315,11 @@ def test_a_path_that_is_no_adapter_here_says_so(
     ("body", "status", "param"),
     [
         ({"name": "red", "path": "2"}, 409, "name"),
-        ({"name": "", "path": "2"}, 422, "name"),
-        ({"name": "a/b", "path": "2"}, 422, "name"),
-        ({"name": "..", "path": "2"}, 422, "name"),
-        ({"name": "a\n", "path": "2"}, 422, "name"),
-        ({"name": "a" * 65, "path": "2"}, 422, "name"),
+        ({"name": "", "path": "2"}, 400, "name"),
+        ({"name": "a/b", "path": "2"}, 400, "name"),
+        ({"name": "..", "path": "2"}, 400, "name"),
+        ({"name": "a\n", "path": "2"}, 400, "name"),
+        ({"name": "a" * 65, "path": "2"}, 400, "name"),
         ({"name": 3, "path": "2"}, 400, "name"),
         ({"name": "a"}, 400, "path"),
         ({"name": "a", "path": ""}, 422, "path"),
@@ -403,15 +402,3 @@ def test_a_base_in_another_form_knows_its_adapters(
         with httpx.Client(base_url=url, timeout=120, trust_env=False) as client:
             found = [ask(client, *QUESTION, **RULES, adapter=a) for a in ("red", "two", None)]
     assert len({str(answer["choices"][0]["logprobs"]) for answer in found}) == 3
-
-
-# ---- the command line
-
-
-def test_a_bad_adapter_ends_the_start_with_one_line(folder: Path, tiny_folder: Path) -> None:
-    command = [sys.executable, "-m", "flamingo_server.cli", "serve", str(tiny_folder), "--port=0"]
-    command += ["--log-level=error", f"--adapter=a={folder}/1", f"--adapter=b={folder}/wrong-base"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
-    [line] = done.stderr.strip().splitlines()
-    assert done.returncode == 1 and line.startswith("flamingo serve: ")
-    assert "wrong-base was made for another base model" in line

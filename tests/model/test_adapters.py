@@ -67,6 +67,13 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
+def test_a_card_may_hold_paths_and_tuples(tmp_path: Path) -> None:
+    config = {"folder": Path("runs"), "parts": ("resampler", "lora")}
+    save_adapter(tmp_path / "a", {GATE: torch.ones(())}, card(MODEL, config=config))
+    found = read_adapter(tmp_path / "a").card.config
+    assert found == {"folder": "runs", "parts": ["resampler", "lora"]}
+
+
 def test_views_of_one_tensor_can_be_written(tmp_path: Path) -> None:
     both = torch.randn(4, 24)
     save_adapter(
