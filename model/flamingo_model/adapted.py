@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .adapters import Adapter, AdapterError, Update, changed_tensor
@@ -187,11 +186,12 @@ class Updated(nn.Module):
         self.product, self.updates = product, updates
 
     def forward(self, x: Tensor) -> Tensor:
+        # First, for a packed product may use its input up.
+        added = [(rows, update(x if rows is None else x[rows])) for rows, update in self.updates]
         out: Tensor = self.product(x)
-        for rows, update in self.updates:
-            some = (x if rows is None else x[rows]).to(update.down.dtype)
-            added = F.linear(F.linear(some, update.down), update.up).to(out.dtype)
-            out = out + added if rows is None else out.index_add(0, rows, added)
+        for rows, some in added:
+            some = some.to(out.dtype)
+            out = out + some if rows is None else out.index_add(0, rows, some)
         return out
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -100,6 +101,10 @@ class Update:
 
     def delta(self) -> Tensor:
         return self.up @ self.down
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., in] of any type → what it adds, [..., out] in its own"""
+        return F.linear(F.linear(x.to(self.down.dtype), self.down), self.up)
 
 
 @dataclass(frozen=True, eq=False)

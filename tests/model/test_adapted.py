@@ -12,11 +12,12 @@ from adapters import FLAMINGO, adapter, low_rank, replacements
 from flamingo_model.adapted import (
     Adapted,
     Rows,
+    Updated,
     adapt,
     forward_side_by_side,
     logits_side_by_side,
 )
-from flamingo_model.adapters import AdapterError, fuse
+from flamingo_model.adapters import AdapterError, Update, fuse
 from flamingo_model.checkpoints.writing import StateDict
 from flamingo_model.flamingo import Flamingo
 from flamingo_model.packing import always_one_kernel, pack_model
@@ -195,3 +196,23 @@ def test_an_update_that_no_layer_takes_is_an_error() -> None:
     base.decoder.layers[1].renamed = base.decoder.layers[1]._modules.pop("down")
     with pytest.raises(AdapterError, match=r"layers\.1\.down"):
         adapt(base, StateDict(tiny_model()), found, None)
+
+
+class Spends(torch.nn.Linear):
+    """A product that leaves nothing of its input, as packed ones may."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        x.fill_(torch.nan)
+        return out
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("rows", [None, torch.tensor([2, 0])])
+def test_updates_do_not_rely_on_an_input_that_the_product_has_spent(rows: Tensor | None) -> None:
+    product, update = Spends(3, 2), Update(torch.randn(1, 3), torch.randn(2, 1))
+    x = torch.randn(4, 3)
+    expected = product(x.clone())
+    which = slice(None) if rows is None else rows
+    expected[which] += x[which] @ update.delta().T
+    assert torch.allclose(Updated(product, [(rows, update)])(x), expected, atol=1e-6)

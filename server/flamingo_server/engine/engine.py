@@ -7,7 +7,6 @@ import queue
 import random
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,8 +111,7 @@ class Engine:
             limits.is_deterministic,
         )
         self.inbox: queue.SimpleQueue[tuple[str, Request | None]] = queue.SimpleQueue()
-        self.num_requests = self.num_places = 0  # guarded by `lock`, as are those of each adapter
-        self.num_with: Counter[LoadedAdapter] = Counter()
+        self.num_requests = self.num_places = 0  # guarded by `lock`
         self.lock = threading.Lock()
         self.is_draining = self.has_stopped = False
         self.num_steps = self.num_prompt_tokens = self.num_cached_tokens = 0
@@ -206,8 +204,6 @@ class Engine:
         with self.lock:
             self.check_open()
             self.num_requests += 1
-            if request.adapter:
-                self.num_with[request.adapter] += 1
             self.inbox.put(("add", request))  # under the lock: never behind the last "stop"
         return RequestHandle(self, request)
 
@@ -233,6 +229,11 @@ class Engine:
     @property
     def is_alive(self) -> bool:
         return self.thread.is_alive()
+
+    def num_with(self, adapter: LoadedAdapter) -> int:
+        """Requests under way with it, read without a lock."""
+        requests = [*self.scheduler.running, *self.scheduler.waiting]
+        return sum(request.adapter is adapter for request in requests)
 
     def stats(self) -> EngineStats:
         running = len(self.scheduler.running)
@@ -366,9 +367,6 @@ class Engine:
         self.scheduler.remove(request)
         with self.lock:
             self.num_requests -= 1
-            if request.adapter:
-                self.num_with.subtract([request.adapter])
-                self.num_with += Counter()  # who has none is forgotten, and may be freed
 
     def stop_all(self) -> None:
         """The thread ends: nobody is left waiting for an answer."""

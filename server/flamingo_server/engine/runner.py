@@ -63,12 +63,12 @@ class Runner:
             alike = [m for m in media if len(m.pixels) == num_frames and m.adapter is adapter]
             for start in range(0, len(alike), at_once):
                 chunk = alike[start : start + at_once]
-                encoded_chunk = self.encode_chunk(chunk, self.model_of(adapter))
-                for one, encoded in zip(chunk, encoded_chunk, strict=True):
+                for one, encoded in zip(chunk, self.encode_chunk(chunk), strict=True):
                     latents[one.digest] = encoded.clone()  # a view would keep its whole chunk
         return [latents[m.digest] for m in media]
 
-    def encode_chunk(self, media: list[Media], model: Flamingo) -> Tensor:
+    def encode_chunk(self, media: list[Media]) -> Tensor:
+        model = self.model_of(media[0].adapter)
         pixels = self.transform.normalise(np.stack([m.pixels for m in media]))
         return model.encode_media(torch.from_numpy(pixels).to(self.device, self.dtype))
 

@@ -38,7 +38,7 @@ async def unload(name: str, request: Request) -> Unloaded:
     """No new request may name it; those under way finish, and then its memory is free."""
     service = ready(request)
     adapter = service.adapters.unload(name)
-    return Unloaded(name=name, requests=service.engine.num_with[adapter])
+    return Unloaded(name=name, requests=service.engine.num_with(adapter))
 
 
 def ready(request: Request) -> Service:
@@ -52,6 +52,6 @@ def shown(name: str, entry: Entry, service: Service) -> AdapterInfo:
         name=name,
         digest=entry.adapter.adapted.digest,
         parameters=entry.num_parameters,
-        requests=service.engine.num_with[entry.adapter],
+        requests=service.engine.num_with(entry.adapter),
         card=AdapterCard(**asdict(entry.card)),
     )
