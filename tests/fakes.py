@@ -22,6 +22,7 @@ from flamingo_server.engine.request import (
     Event,
     Finished,
     FinishReason,
+    LoadedAdapter,
     Media,
     Prompt,
     Request,
@@ -103,7 +104,9 @@ class FakeRunner(Runner):
     def to_device(self, latents: Tensor) -> Tensor:
         return latents
 
-    def fill_slots(self, slots: list[int], latents: list[Tensor]) -> None:
+    def fill_slots(
+        self, slots: list[int], latents: list[Tensor], adapter: LoadedAdapter | None = None
+    ) -> None:
         assert len(slots) == len(set(slots)) == len(latents)
 
     def step(self, plan: Plan) -> Tensor:
@@ -183,8 +186,8 @@ def make_engine(
 
 
 def ask(engine: Engine, text: str, *digests: str, **given: Any) -> Answer:
-    """Submits; sampling rules by name, and `priority` or `deadline`."""
-    outside = {k: given.pop(k) for k in ("priority", "deadline") if k in given}
+    """Submits; sampling rules by name, and `priority`, `deadline` or `adapter`."""
+    outside = {k: given.pop(k) for k in ("priority", "deadline", "adapter") if k in given}
     return submit(engine, make_prompt(text, *digests), Sampling(**given), **outside)
 
 

@@ -61,11 +61,12 @@ def new_engine(
     kind: str = "tiny",
     dtype: torch.dtype = torch.float32,
     is_poisoned: bool = False,
+    model: Flamingo | None = None,
     **given: Any,
 ) -> Engine:
     defaults = {"max_running": 40, "max_length": 128, "num_blocks": 300, "block_size": 4}
     sizes = EngineLimits(**{**defaults, **given})
-    model = network(kind, dtype, is_poisoned)
+    model = model or network(kind, dtype, is_poisoned)
     return Engine(model.config, Runner(model, sizes), TOKENIZER, sizes)
 
 
@@ -82,18 +83,22 @@ def prompt(text: str, *seeds: int, salt: str | None = None, end: str = "") -> Pr
 
 
 def ask(engine: Engine, text: str, *seeds: int, **rules: Any) -> Answer:
-    outside = {k: rules.pop(k) for k in ("priority", "deadline") if k in rules}
+    outside = {k: rules.pop(k) for k in ("priority", "deadline", "adapter") if k in rules}
     shape = {k: rules.pop(k) for k in ("salt", "end") if k in rules}
     sampling = Sampling(**{**RULES, **rules})
     return submit(engine, prompt(text, *seeds, **shape), sampling, **outside)
 
 
-def rank(engine: Engine, candidates: list[list[int]], text: str, *seeds: int) -> Answer:
-    return score(engine, prompt(text, *seeds), candidates)
+def rank(
+    engine: Engine, candidates: list[list[int]], text: str, *seeds: int, **outside: Any
+) -> Answer:
+    return score(engine, prompt(text, *seeds), candidates, **outside)
 
 
-def alone(text: str, *seeds: int, kind: str = "tiny", **rules: Any) -> Answer:
-    engine = new_engine(kind)
+def alone(
+    text: str, *seeds: int, kind: str = "tiny", model: Flamingo | None = None, **rules: Any
+) -> Answer:
+    engine = new_engine(kind, model=model)
     answer = ask(engine, text, *seeds, **rules)
     drive(engine)
     return answer

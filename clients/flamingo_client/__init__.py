@@ -44,6 +44,7 @@ from flamingo_client.parts import (
     video,
 )
 from flamingo_client.types import (
+    Adapter,
     Candidate,
     Choice,
     Classification,
@@ -63,6 +64,7 @@ from flamingo_client.types import (
 
 __all__ = [
     "APIError",
+    "Adapter",
     "AnswerError",
     "AsyncEventStream",
     "AsyncFlamingoClient",

@@ -4,7 +4,9 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from os import PathLike, fspath
 from typing import TypeAlias
+from urllib.parse import quote
 
 import httpx
 
@@ -26,6 +28,7 @@ from flamingo_client.options import (
 from flamingo_client.parts import Prompt, parts_from
 from flamingo_client.sse import ServerSentEvent, SSEDecoder
 from flamingo_client.types import (
+    Adapter,
     Classification,
     Done,
     End,
@@ -161,6 +164,21 @@ def _prompt(prompt: Prompt | None) -> dict[str, object]:
     return {} if prompt is None else {"prompt": parts_from(prompt)}
 
 
+def adapters_request(settings: Settings) -> httpx.Request:
+    """Asks which adapters are loaded."""
+    return settings.request("GET", "/v1/adapters")
+
+
+def load_adapter_request(settings: Settings, name: str, path: str | PathLike[str]) -> httpx.Request:
+    """Asks the server to load one of its own files."""
+    return settings.request("POST", "/v1/adapters", {"name": name, "path": fspath(path)})
+
+
+def unload_adapter_request(settings: Settings, name: str) -> httpx.Request:
+    """Asks that no new request may name it."""
+    return settings.request("DELETE", f"/v1/adapters/{quote(name, safe='')}")
+
+
 def probe_request(settings: Settings, path: str) -> httpx.Request:
     """Asks whether the server is there. A process that hangs must not hang its probe."""
     return replace(settings, timeout=PROBE_TIMEOUT).request("GET", path)
@@ -179,6 +197,21 @@ def classification_from(body: bytes) -> Classification:
 def scores_from(body: bytes) -> Scores:
     """As `generation_from`."""
     return Scores.from_fields(Fields(object_from(body)))
+
+
+def adapters_from(body: bytes) -> tuple[Adapter, ...]:
+    """As `generation_from`."""
+    return tuple(map(Adapter.from_fields, Fields(object_from(body)).children("adapters")))
+
+
+def adapter_from(body: bytes) -> Adapter:
+    """As `generation_from`."""
+    return Adapter.from_fields(Fields(object_from(body)))
+
+
+def still_running_from(body: bytes) -> int:
+    """As `generation_from`."""
+    return Fields(object_from(body)).whole("requests", 0)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from os import PathLike
 from typing import Self, Unpack
 
 import httpx
@@ -13,23 +14,29 @@ from flamingo_client._protocol import (
     DEFAULT_TIMEOUT,
     EventReader,
     Timeout,
+    adapter_from,
+    adapters_from,
+    adapters_request,
     classification_from,
     classify_request,
     generate_request,
     generation_from,
+    load_adapter_request,
     probe_request,
     receiving,
     score_request,
     scores_from,
     sending,
     settings_from,
+    still_running_from,
     stream_request,
+    unload_adapter_request,
 )
 from flamingo_client._retry import Retry
 from flamingo_client.errors import ConnectionFailed, FlamingoError, UnavailableError, error_from
 from flamingo_client.options import ClassifyOptions, GenerateOptions, ScoreOptions
 from flamingo_client.parts import Prompt
-from flamingo_client.types import Classification, Event, Generation, Scores
+from flamingo_client.types import Adapter, Classification, Event, Generation, Scores
 
 
 class AsyncEventStream(AsyncIterator[Event]):
@@ -109,6 +116,20 @@ class AsyncFlamingoClient:
         """The log-probability of every token of every continuation."""
         request = score_request(self._settings, prompt, continuations, options)
         return scores_from(await self._read(await self._send(request)))
+
+    async def adapters(self) -> tuple[Adapter, ...]:
+        """The adapters that requests may name, as `adapter="..."`."""
+        return adapters_from(await self._read(await self._send(adapters_request(self._settings))))
+
+    async def load_adapter(self, name: str, path: str | PathLike[str]) -> Adapter:
+        """Has the server load one of its own files, in a folder that its operator allows."""
+        request = load_adapter_request(self._settings, name, path)
+        return adapter_from(await self._read(await self._send(request)))
+
+    async def unload_adapter(self, name: str) -> int:
+        """No new request may name it; the number of those that still run with it, and finish."""
+        request = unload_adapter_request(self._settings, name)
+        return still_running_from(await self._read(await self._send(request)))
 
     async def health(self) -> bool:
         """Whether the server's process lives. Never retried: a probe asks about now."""

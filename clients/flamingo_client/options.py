@@ -38,6 +38,7 @@ class PromptOptions(TypedDict, total=False):
 
     `task`, `query`, `examples` and `zero_shot` stand in for the prompt: the server words it.
 
+    `adapter` is a name that `adapters()` lists; without one the base model answers.
     `deadline_ms` is milliseconds from arrival; what the server computed for a prompt is used again
     only by requests of the same `cache_salt`.
     """
@@ -47,6 +48,7 @@ class PromptOptions(TypedDict, total=False):
     examples: Sequence[Shot] | None
     zero_shot: bool | None
     model: str | None
+    adapter: str | None
     priority: int | None
     deadline_ms: int | None
     cache_salt: str | None
@@ -60,7 +62,6 @@ class GenerateOptions(PromptOptions, total=False):
     and `stream_hypotheses` are for it alone.
     """
 
-    adapter: str | None
     max_tokens: int | None
     min_tokens: int | None
     temperature: float | None

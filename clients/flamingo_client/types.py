@@ -238,6 +238,31 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
+class Adapter:
+    """A fine-tuned adapter that the server has loaded.
+
+    `digest` names what it computes, `requests` are those under way, and `card` is what training
+    wrote of it: its base, config, data and metrics.
+    """
+
+    name: str
+    digest: str
+    parameters: int = 0
+    requests: int = 0
+    card: Json = None
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> "Adapter":
+        return cls(
+            name=fields.text("name"),
+            digest=fields.text("digest"),
+            parameters=fields.whole("parameters", 0),
+            requests=fields.whole("requests", 0),
+            card=fields.json("card"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Token:
     """Text of choice `index` that will not change any more. Joined, the texts are the answer."""
 

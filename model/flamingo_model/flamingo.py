@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .config import FlamingoConfig
 from .cross_attention import CrossAttend, GatedCrossAttention, build_cross_attention
-from .decoder import Decoder, SelfAttend
+from .decoder import BeforeLayer, Decoder, SelfAttend
 from .resampler import build_resampler
 from .vision import build_vision
 
@@ -63,17 +63,14 @@ class Flamingo(nn.Module):
         cross_attend: CrossAttend,
     ) -> Tensor:
         """Tokens [...] and positions [...] → final hidden states [..., dim]; see `logits`."""
-        interval = self.config.cross_attention
         blocks = self.blocks()
 
-        def before_layer(layer: int, hidden: Tensor) -> Tensor:
-            if not interval.has_block(layer):
-                return hidden
-            index = layer // interval.interval
+        def look(index: int, hidden: Tensor) -> Tensor:
             out: Tensor = blocks[index](hidden, index, cross_attend)
             return out
 
-        out: Tensor = self.decoder(token_ids, positions, self_attend, before_layer)
+        before = before_layers(self.config, look)
+        out: Tensor = self.decoder(token_ids, positions, self_attend, before)
         return out
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -82,3 +79,13 @@ class Flamingo(nn.Module):
 
     def blocks(self) -> list[GatedCrossAttention]:
         return [b for b in self.cross_attention if isinstance(b, GatedCrossAttention)]
+
+
+def before_layers(config: FlamingoConfig, look: BeforeLayer) -> BeforeLayer:
+    """`look` (block, hidden) before those layers that have a cross-attention block."""
+    cross = config.cross_attention
+
+    def before_layer(layer: int, hidden: Tensor) -> Tensor:
+        return look(layer // cross.interval, hidden) if cross.has_block(layer) else hidden
+
+    return before_layer

@@ -41,6 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+REPEATABLE = ("adapter", "adapter_folder")
+
+
 def add_serve(commands: Any) -> None:
     from .config import Settings
 
@@ -50,7 +53,8 @@ def add_serve(commands: Any) -> None:
     for name, field in Settings.model_fields.items():
         if name != "model":
             flag, text = f"--{name.replace('_', '-')}", f"{field.description} ({field.default})"
-            parser.add_argument(flag, default=None, metavar=name.upper(), help=text)
+            action = "append" if name in REPEATABLE else "store"
+            parser.add_argument(flag, action=action, default=None, metavar=name.upper(), help=text)
 
 
 def serve(chosen: argparse.Namespace) -> None:
@@ -96,6 +100,7 @@ def add_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text", action=AppendPart, help="text; <|endofchunk|> in it closes an example"
     )
+    parser.add_argument("--adapter", default=None, help="a loaded adapter that is to answer")
     parser.add_argument("--url", default=None, help="server (FLAMINGO_URL, http://127.0.0.1:8000)")
     parser.add_argument("--api-key", default=None, help="key (FLAMINGO_API_KEY)")
 
@@ -103,7 +108,7 @@ def add_prompt(parser: argparse.ArgumentParser) -> None:
 def generate(chosen: argparse.Namespace) -> None:
     from flamingo_client import Token
 
-    names = ("max_tokens", "num_beams", "temperature", "seed", "stop")
+    names = ("max_tokens", "num_beams", "temperature", "seed", "stop", "adapter")
     options: Any = {name: getattr(chosen, name) for name in names}
     with asking("generate", chosen) as (client, parts):
         for event in client.stream(parts, **options):
@@ -129,9 +134,10 @@ def classify(chosen: argparse.Namespace) -> None:
     with asking("classify", chosen) as (client, parts):
         if len(parts) == 1 and "image" in parts[0]:
             query, words = {"image": parts[0]["image"]}, [text.strip() for text in candidates]
-            found = client.classify(task="classify", query=query, candidates=words)
+            options: Any = {"task": "classify", "query": query, "adapter": chosen.adapter}
+            found = client.classify(candidates=words, **options)
         else:
-            found = client.classify(parts, candidates=candidates)
+            found = client.classify(parts, candidates=candidates, adapter=chosen.adapter)
         for candidate in found.candidates:
             print(f"{candidate.probability:7.4f}  {candidate.sum:9.3f}  {candidate.text}")
 

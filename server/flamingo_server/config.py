@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -13,6 +14,7 @@ from .engine.limits import EngineLimits
 from .media.limits import MediaLimits
 
 MIB = 2**20
+ADAPTER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
 class Settings(BaseSettings):
@@ -32,6 +34,15 @@ class Settings(BaseSettings):
         None, gt=0, description="cross_attn_every_n_layers of its training, likewise"
     )
     lora: str | None = Field(None, description="file of low-rank updates, for openflamingo-v1")
+    adapter: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="NAME=PATH of an adapter that requests may name; repeatable"
+    )
+    adapter_folder: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="folder from which clients may load adapters, and unload any; repeatable, "
+        "none by default",
+    )
+    max_adapters: int = Field(16, gt=0, description="most adapters loaded at once")
     media_rule: str | None = Field(
         None,
         description="which token sees which picture, in place of the checkpoint's own rule: "
@@ -120,13 +131,29 @@ class Settings(BaseSettings):
             raise ValueError(problem)
         return value
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "adapter", "adapter_folder", mode="before")
     @classmethod
-    def split_keys(cls, value: object) -> object:
+    def split_texts(cls, value: object) -> object:
         """Accepts "key1,key2"; blanks around and between are no keys."""
         if isinstance(value, str):
             return tuple(key for part in value.split(",") if (key := part.strip()))
         return value
+
+    @field_validator("adapter")
+    @classmethod
+    def check_adapters(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        names = [text.partition("=")[0] for text in value]
+        for text, name in zip(value, names, strict=True):
+            if not re.fullmatch(ADAPTER_NAME, name) or not text.partition("=")[2]:
+                raise ValueError(f"{text[:80]!r} is not NAME=PATH with a NAME like pets-2")
+            if names.count(name) > 1:
+                raise ValueError(f"two adapters are named {name!r}")
+        return value
+
+    def adapters(self) -> dict[str, str]:
+        """Paths by name."""
+        pairs = (text.partition("=") for text in self.adapter)
+        return {name: path for name, _, path in pairs}
 
     def parts(self) -> Parts:
         return Parts(**{name: getattr(self, name) for name in PARTS})

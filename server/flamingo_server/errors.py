@@ -6,6 +6,7 @@ FlamingoError
 ├── Forbidden          403  not allowed: a media host, a file path
 ├── NotFound           404  unknown id or model
 ├── DeadlineExceeded   408  past the client's own deadline
+├── Conflict           409  the name is taken
 ├── TooLarge           413  bytes, pixels, frames or tokens over a limit
 ├── UnsupportedMedia   415  not a picture or film
 ├── OutOfRange         422  a field out of range
@@ -78,6 +79,12 @@ class DeadlineExceeded(FlamingoError):
     """The client's own deadline passed before the answer."""
 
     status, type = 408, "deadline_error"
+
+
+class Conflict(FlamingoError):
+    """What is there already stands in the way."""
+
+    status, type = 409, "conflict_error"
 
 
 class TooLarge(FlamingoError):

@@ -43,6 +43,8 @@ class Metrics:
         self.http = self.counter("http_responses", "answers by status", "status")
         self.prompt_tokens = self.counter("prompt_tokens", "tokens read")
         self.completion_tokens = self.counter("completion_tokens", "tokens generated")
+        self.adapters = Gauge("flamingo_adapters", "adapters loaded", registry=self.registry)
+        self.adapter_requests = self.counter("adapter_requests", "requests by adapter", "adapter")
         self.candidates = self.counter("candidates_scored", "candidates of classify and score")
         self.commit_lag = self.histogram(
             "beam_commit_lag_tokens",

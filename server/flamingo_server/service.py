@@ -19,10 +19,12 @@ from flamingo_model.packing import always_one_kernel, pack_model
 from flamingo_model.prompt import build_renderer
 from flamingo_model.templates import Templates
 
-from .checkpoints import load_checkpoint
+from .adapters import AdapterLibrary
+from .checkpoints import load_opened, open_settings
 from .config import Settings
 from .engine.engine import Engine, EngineStats
 from .engine.latents_store import LatentsStore, encoder_digest
+from .engine.request import LoadedAdapter
 from .engine.runner import Runner
 from .errors import Draining, NotFound
 from .media.pool import MediaPool
@@ -48,6 +50,7 @@ class Service:
     pool: MediaPool
     tokenizer: Tokenizer
     transform: Transform
+    adapters: AdapterLibrary
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -79,10 +82,18 @@ class Service:
                 code="unknown_model",
             )
 
+    def adapter(self, name: str | None) -> LoadedAdapter | None:
+        """What a request runs with; it keeps it until it has ended. Raises NotFound."""
+        found = self.adapters.find(name)
+        if found is not None:
+            self.metrics.adapter_requests.labels(found.name).inc()
+        return found
+
     def load(self) -> None:
         """Reads the checkpoint and starts the engine; raises CheckpointError, QuantizeError."""
         torch.set_num_threads(self.settings.threads or os.cpu_count() or 1)
-        model, self.tokenizer = load_checkpoint(self.settings, self.device())
+        opened = open_settings(self.settings)
+        model, self.tokenizer = load_opened(opened, self.settings, self.device()), opened.tokenizer
         config = model.config
         transform = config.vision.pixel_transform()
         limit = min(self.settings.max_tokens, config.decoder.max_positions)
@@ -90,7 +101,9 @@ class Service:
         dtype = model.decoder.embed.weight.dtype
         limits = self.settings.engine_limits(BlockCache.bytes_per_token(config, dtype))
         store = self.latents_store(model)  # named by the weights, which packing hides
-        self.pack(model)
+        kernels = self.pack(model)
+        self.adapters = AdapterLibrary(model, opened.weights, kernels, self.settings)
+        self.adapters.load_first()
         self.engine = Engine(config, Runner(model, limits), self.tokenizer, limits, store)
         self.pool = MediaPool(transform, self.settings.media_limits(), self.settings.media_workers)
         self.prompts = PromptBuilder(
@@ -116,15 +129,16 @@ class Service:
         except OSError as error:
             raise CheckpointError(f"--latents-folder cannot be used: {error}") from None
 
-    def pack(self, model: Flamingo) -> None:
-        """Gives the layers of a model on a CPU its fastest kernels."""
+    def pack(self, model: Flamingo) -> str | None:
+        """Gives the layers of a model on a CPU its fastest kernels; of which kind, if of any."""
         weight, kind = model.decoder.embed.weight, self.settings.kernels
         kind = KERNELS.get(weight.dtype, "plain") if kind == "auto" else kind
         if kind == "plain" or weight.device.type != "cpu":
-            return
+            return None
         logger.info("packed: %s", pack_model(model, kind))
         if self.settings.deterministic:
             always_one_kernel(model)
+        return kind
 
     def device(self) -> str:
         if self.settings.device != "auto":

@@ -48,6 +48,9 @@ SCORES = {
 }
 
 
+ADAPTER = {"name": "pets", "digest": "4f0c", "parameters": 12, "requests": 1, "card": {"data": {}}}
+
+
 def sse(event: str, **data: object) -> bytes:
     return f"event: {event}\ndata: {json.dumps(data)}\n\n".encode()
 

@@ -24,6 +24,7 @@ COMMON: dict[str, Any] = {
     "examples": [],
     "zero_shot": False,
     "model": "tiny",
+    "adapter": "pets",
     "priority": 1,
     "deadline_ms": 5000,
     "cache_salt": "me",

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from clients.fake_server import (
+    ADAPTER,
     CLASSIFICATION,
     GENERATION,
     SCORES,
@@ -27,9 +28,11 @@ async def answers_everything(scope: dict[str, Any], receive: Receive, send: Send
         body += message["body"]
         if not message["more_body"]:
             break
-    is_stream = json.loads(body).get("stream", False)
+    is_stream = json.loads(body or b"{}").get("stream", False)
     kind = b"text/event-stream" if is_stream else b"application/json"
     whole = {"/v1/classify": CLASSIFICATION, "/v1/score": SCORES}.get(scope["path"], GENERATION)
+    if scope["path"].startswith("/v1/adapters"):
+        whole = {"adapters": [ADAPTER]} if scope["method"] == "GET" else ADAPTER
     content = WHOLE_STREAM if is_stream else json.dumps(whole).encode()
     headers = [(b"content-type", kind)]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -51,5 +54,5 @@ def test_an_example_of_the_readme_runs(
     assert "cat" in capsys.readouterr().out
 
 
-def test_the_readme_shows_all_six_ways() -> None:
-    assert len(EXAMPLES) == 6
+def test_the_readme_shows_all_seven_ways() -> None:
+    assert len(EXAMPLES) == 7

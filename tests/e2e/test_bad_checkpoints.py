@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from adapters import replacements, write
 from flamingo_server.cli import main
-from tiny import save_tiny
+from tiny import save_tiny, tiny_model
 
 Spoil = Callable[[Path], object]
 
@@ -99,9 +100,10 @@ def signals() -> Iterator[None]:
     signal.signal(signal.SIGTERM, before)
 
 
-def serve(model: str | Path) -> object:
+def serve(model: str | Path, *flags: str) -> object:
+    quiet = ["--port=0", "--threads=1", "--device=cpu", "--log-level=error"]
     with pytest.raises(SystemExit) as caught:
-        main(["serve", str(model), "--port=0", "--threads=1", "--device=cpu", "--log-level=error"])
+        main(["serve", str(model), *quiet, *flags])
     return caught.value.code
 
 
@@ -119,6 +121,20 @@ def test_one_line_says_what_is_wrong(
     assert serve(folder) == 1
     check(capsys.readouterr().err, said)
     assert not Path("/tmp/flamingo-code-was-run").exists()
+
+
+def test_an_adapter_of_another_base_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, other = tiny_model(), tiny_model(seed=1)
+    files = [
+        write(tmp_path / name, base, replacements(base, 1, "resampler."))
+        for name, base in (("right", model), ("wrong", other))
+    ]
+    flags = [f"--adapter={file.name}={file}" for file in files]
+    assert serve(save_tiny(tmp_path / "tiny"), *flags) == 1
+    check(capsys.readouterr().err, "wrong was made for another base model")
+    assert "two adapters are named 'right'" in str(serve("embedded", flags[0], flags[0]))
 
 
 @pytest.mark.parametrize(

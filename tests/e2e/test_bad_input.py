@@ -82,7 +82,8 @@ BODIES: list[tuple[str, int, str, Any]] = [
     ("vast_seed", 422, "seed", prompt(*OK, seed=2**63)),
     ("unknown_model", 404, "'gpt'", prompt(*OK, model="gpt")),
     ("unknown_media_id", 404, "no picture", source(id="sha256:00")),
-    ("adapter", 400, "adapter is not served", prompt(*OK, adapter="pets")),
+    ("adapter", 404, "'pets' is not loaded here; loaded are: none", prompt(*OK, adapter="pets")),
+    ("adapter_number", 400, "adapter", prompt(*OK, adapter=3)),
     ("explain", 400, "explain is not served", prompt(*OK, explain=True)),
     ("support_set", 400, "support_set is not served", prompt(*OK, support_set={"name": "a"})),
     ("beams_0", 422, "num_beams", prompt(*OK, num_beams=0)),
@@ -156,7 +157,7 @@ BODIES: list[tuple[str, int, str, Any]] = [
     ("no_source", 400, "exactly one", source()),
     ("image_token", 400, "<image>", prompt(text("<image>", special_tokens=True))),
 ]
-NOT_SUPPORTED = {"adapter", "explain", "support_set"}
+NOT_SUPPORTED = {"explain", "support_set"}
 DEEP = json.loads('{"items":' * 300 + "{}" + "}" * 300)
 CONSTRAINTS: list[tuple[str, str, Any]] = [
     # id, part of the message, constraint
@@ -220,7 +221,8 @@ CLOSED: list[tuple[str, str, int, str, Any]] = [
     ("calibrate_text", "classify", 400, "calibrate", prompt(*OK, **TEXTS, calibrate="yes")),
     ("negative_seed", "classify", 422, "seed", prompt(*OK, **TEXTS, seed=-1)),
     ("max_tokens", "classify", 400, "'max_tokens'", prompt(*OK, **TEXTS, max_tokens=1)),
-    ("later", "classify", 400, "adapter is not served", prompt(*OK, **TEXTS, adapter="a")),
+    ("later", "classify", 400, "explain is not served", prompt(*OK, **TEXTS, explain=True)),
+    ("adapter", "classify", 404, "'a' is not loaded", prompt(*OK, **TEXTS, adapter="a")),
     ("model", "classify", 404, "'gpt'", prompt(*OK, **TEXTS, model="gpt")),
     ("no_prompt", "classify", 400, "prompt", TEXTS),
     ("long_prompt", "classify", 413, "5,000 tokens", prompt(text("a" * 5000), **TEXTS)),

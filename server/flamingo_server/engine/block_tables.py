@@ -103,7 +103,7 @@ class BlockTables:
         return min(end, sequence.num_prompt) if ends_at_prompt else end
 
     def node(self, sequence: Sequence) -> Node:
-        return sequence.node or self.blocks.root(sequence.request.prompt.salt)
+        return sequence.node or self.blocks.root(sequence.request.prefix_root)
 
     # ---- the life of a sequence's blocks
 

@@ -28,7 +28,7 @@ from .latents_store import LatentsStore
 from .limits import EngineLimits
 from .media_cache import MediaCache
 from .media_loader import MediaLoader
-from .request import Event, Prompt, Request, Sampling, Sequence, Task
+from .request import Event, LoadedAdapter, Prompt, Request, Sampling, Sequence, Task
 from .runner import ENCODE_AT_ONCE, Runner
 from .sampling import Rules
 from .scheduler import Plan, Scheduler
@@ -65,6 +65,7 @@ class Submission:
     priority: int = 0
     deadline: float | None = None
     media_ms: float = 0.0
+    adapter: LoadedAdapter | None = None
 
 
 class RequestHandle:
@@ -187,13 +188,14 @@ class Engine:
     def new_request(self, what: Submission, reuses_prefix: bool = True) -> Request:
         request = Request(
             what.id,
-            what.prompt,
+            what.adapter.own(what.prompt) if what.adapter else what.prompt,
             what.deliver,
             what.priority,
             what.deadline,
             what.media_ms,
             self.sees_all_media,
             reuses_prefix,
+            what.adapter,
         )
         request.sequences = [Sequence(request, list(what.prompt.token_ids))]
         return request
@@ -227,6 +229,11 @@ class Engine:
     @property
     def is_alive(self) -> bool:
         return self.thread.is_alive()
+
+    def num_with(self, adapter: LoadedAdapter) -> int:
+        """Requests under way with it, read without a lock."""
+        requests = [*self.scheduler.running, *self.scheduler.waiting]
+        return sum(request.adapter is adapter for request in requests)
 
     def stats(self) -> EngineStats:
         running = len(self.scheduler.running)

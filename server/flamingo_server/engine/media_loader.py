@@ -67,10 +67,13 @@ class MediaLoader:
             self.latents.put(media.digest, latents)
             if self.store:
                 self.store.put(media.digest, latents)
-        found = {m.digest: t for m in missing if (t := known[m.digest]) is not None}
-        if found:
-            self.runner.fill_slots([self.media.slot(d) for d in found], list(found.values()))
-            self.media.filled.update(found)
+        for adapter in dict.fromkeys(m.adapter for m in missing):
+            theirs = [m.digest for m in missing if m.adapter is adapter]
+            found = {digest: t for digest in theirs if (t := known[digest]) is not None}
+            if found:
+                slots = [self.media.slot(digest) for digest in found]
+                self.runner.fill_slots(slots, list(found.values()), adapter)
+                self.media.filled.update(found)
         for request in requests:
             request.has_media = not self.media.missing([request])
 

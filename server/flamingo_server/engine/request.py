@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from flamingo_model.adapted import Adapted
 
     from .blocks import Node, Places
     from .choice import Choice
@@ -56,11 +58,35 @@ class Sampling:
 
 
 @dataclass(frozen=True, eq=False)
+class LoadedAdapter:
+    """What a request runs with in place of the base model. Equal to itself alone.
+
+    No prefix is shared between two `generation`s: a name that is loaded again has another.
+    """
+
+    name: str
+    generation: int
+    adapted: Adapted
+
+    def own(self, prompt: Prompt) -> Prompt:
+        """The prompt whose pictures are cached apart, if they look different to this adapter."""
+        if not self.adapted.has_own_pictures:
+            return prompt
+        tag = self.adapted.digest[:32]
+        media = [Media(m.pixels, f"{m.digest}-{tag}", self) for m in prompt.media]
+        return replace(prompt, media=media)
+
+
+@dataclass(frozen=True, eq=False)
 class Media:
-    """Decoded pixels [T, H, W, 3] uint8 and the digest that names them in every cache."""
+    """Decoded pixels [T, H, W, 3] uint8 and the digest that names them in every cache.
+
+    They are encoded by `adapter`'s parts, if by any.
+    """
 
     pixels: NDArray[np.uint8]
     digest: str
+    adapter: LoadedAdapter | None = None
 
 
 @dataclass(frozen=True)
@@ -201,6 +227,7 @@ class Request:
     media_ms: float = 0.0
     sees_all_media: bool = False  # the model's rule
     reuses_prefix: bool = True
+    adapter: LoadedAdapter | None = None
     arrived: float = field(default_factory=time.monotonic)
     scheduled: float | None = None
     first_token: float | None = None
@@ -218,6 +245,13 @@ class Request:
     def rank(self) -> tuple[int, float]:
         """Who goes first: the smaller."""
         return -self.priority, self.arrived
+
+    @property
+    def prefix_root(self) -> Hashable:
+        """Prefixes are found by those of the same adapter and salt alone."""
+        if self.adapter is None:
+            return self.prompt.salt
+        return self.adapter.generation, self.prompt.salt
 
     @property
     def has_expired(self) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flamingo_model.adapted import Rows, forward_side_by_side, logits_side_by_side
 from flamingo_model.cache import BlockCache, MediaSlots
 from flamingo_model.cuda_attention import FlashSelfAttention, fastest_attend
 from flamingo_model.decode_graph import DecodeGraphs, DecodeRow, is_capturable, on_host
@@ -22,7 +23,7 @@ from flamingo_model.paged_attention import (
 )
 
 from .limits import EngineLimits
-from .request import Media, Sequence
+from .request import LoadedAdapter, Media, Sequence
 from .scheduler import Chunk, Plan
 
 ENCODE_AT_ONCE = 16  # pictures per vision batch: bounds memory
@@ -55,11 +56,11 @@ class Runner:
 
     @torch.inference_mode()
     def encode(self, media: list[Media]) -> list[Tensor]:
-        """The latents [R, dim] of each, media of equally many frames together."""
+        """The latents [R, dim] of each, those of equally many frames and one adapter together."""
         latents: dict[str, Tensor] = {}
         at_once = 1 if self.is_deterministic else ENCODE_AT_ONCE
-        for num_frames in sorted({len(m.pixels) for m in media}):
-            alike = [m for m in media if len(m.pixels) == num_frames]
+        for num_frames, adapter in dict.fromkeys((len(m.pixels), m.adapter) for m in media):
+            alike = [m for m in media if len(m.pixels) == num_frames and m.adapter is adapter]
             for start in range(0, len(alike), at_once):
                 chunk = alike[start : start + at_once]
                 for one, encoded in zip(chunk, self.encode_chunk(chunk), strict=True):
@@ -67,19 +68,26 @@ class Runner:
         return [latents[m.digest] for m in media]
 
     def encode_chunk(self, media: list[Media]) -> Tensor:
+        model = self.model_of(media[0].adapter)
         pixels = self.transform.normalise(np.stack([m.pixels for m in media]))
-        return self.model.encode_media(torch.from_numpy(pixels).to(self.device, self.dtype))
+        return model.encode_media(torch.from_numpy(pixels).to(self.device, self.dtype))
 
     def to_device(self, latents: Tensor) -> Tensor:
         return latents.to(self.device, self.dtype)
 
     @torch.inference_mode()
-    def fill_slots(self, slots: list[int], latents: list[Tensor]) -> None:
+    def fill_slots(
+        self, slots: list[int], latents: list[Tensor], adapter: LoadedAdapter | None = None
+    ) -> None:
         """Projects keys and values once, for every step and request that follows."""
+        model = self.model_of(adapter)
         at_once = 1 if self.is_deterministic else len(slots)
         for start in range(0, len(slots), at_once):
             some = torch.stack(latents[start : start + at_once])
-            self.slots.write(slots[start : start + at_once], self.model.project_media(some))
+            self.slots.write(slots[start : start + at_once], model.project_media(some))
+
+    def model_of(self, adapter: LoadedAdapter | None) -> Flamingo:
+        return self.model if adapter is None else adapter.adapted.model
 
     # ---- steps
 
@@ -95,18 +103,35 @@ class Runner:
         return self.forward(plan.in_order())
 
     def forward(self, chunks: list[Chunk]) -> Tensor:
-        if self.graphs is not None and all(chunk.is_decode for chunk in chunks):
+        adapters = {chunk.sequence.request.adapter for chunk in chunks}
+        if len(adapters) > 1:
+            return self.forward_side_by_side(chunks)
+        [adapter] = adapters
+        if self.graphs is not None and adapter is None and all(c.is_decode for c in chunks):
             rows = [self.decode_row(chunk) for chunk in chunks]
             if self.graphs.can_run(rows):
                 return on_host(self.graphs.run(rows)[wanted(chunks)])
-        batch = self.prepare(chunks)
-        hidden = self.model(
+        batch, model = self.prepare(chunks), self.model_of(adapter)
+        hidden = model(
             batch.token_ids,
             batch.positions,
             self.self_attention(batch),
             CachedCrossAttention(self.slots, batch),
         )
-        return on_host(self.model.logits(hidden[wanted(chunks)]))
+        return on_host(model.logits(hidden[wanted(chunks)]))
+
+    def forward_side_by_side(self, chunks: list[Chunk]) -> Tensor:
+        """Requests of several adapters: the language model's layers run once, for all of them."""
+        batch, groups = self.prepare(chunks), list[Rows]()
+        for adapter, places in by_adapter(chunks).items():
+            theirs = [c for c in chunks if c.sequence.request.adapter is adapter]
+            attend = CachedCrossAttention(self.slots, self.prepare(theirs))
+            groups.append(Rows(adapter.adapted if adapter else None, self.tensor(places), attend))
+        hidden = forward_side_by_side(
+            self.model, groups, batch.token_ids, batch.positions, self.self_attention(batch)
+        )
+        models = [self.model_of(c.sequence.request.adapter) for c in chunks for _ in c.wanted]
+        return on_host(logits_side_by_side(self.model, models, hidden[wanted(chunks)]))
 
     def self_attention(self, batch: Batch) -> SelfAttend:
         if self.is_on_gpu:
@@ -168,6 +193,16 @@ def wanted(chunks: list[Chunk]) -> list[int]:
     for chunk in chunks:
         found += [offset + place - chunk.begin for place in chunk.wanted]
         offset += chunk.end - chunk.begin
+    return found
+
+
+def by_adapter(chunks: list[Chunk]) -> dict[LoadedAdapter | None, list[int]]:
+    """Which tokens of a flat batch are whose."""
+    found, offset = dict[LoadedAdapter | None, list[int]](), 0
+    for chunk in chunks:
+        num = chunk.end - chunk.begin
+        found.setdefault(chunk.sequence.request.adapter, []).extend(range(offset, offset + num))
+        offset += num
     return found
 
 

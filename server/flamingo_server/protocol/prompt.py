@@ -16,7 +16,7 @@ from pydantic import (
 
 from ..errors import BadRequest
 
-LATER = ("adapter", "explain", "support_set")
+LATER = ("explain", "support_set")
 """Fields of the contract that this version does not serve yet, and says so."""
 
 
@@ -125,6 +125,9 @@ class PromptRequest(Wire):
         "caption takes the paper's two",
     )
     model: str | None = Field(None, description="must name the loaded model, if given")
+    adapter: str | None = Field(
+        None, description="a name of `GET /v1/adapters`; without one the base model answers"
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -100,6 +100,7 @@ async def ask(
     """Every prompt is a request of its own to the engine. None: the client has gone."""
     started, num = time.monotonic(), len(question.orders) * (2 if is_calibrated else 1)
     check_question(question, num, service)
+    adapter = service.adapter(question.body.adapter)
     queues = [EventQueue() for _ in range(num)]
     handles = list[RequestHandle]()
 
@@ -120,6 +121,7 @@ async def ask(
                     priority=body.priority,
                     deadline=started + body.deadline_ms / 1000 if body.deadline_ms else None,
                     media_ms=media_ms,
+                    adapter=adapter,
                 )
                 # in a thread, which orders the candidates in a trie
                 handles.append(await asyncio.to_thread(service.engine.score, submission, token_ids))

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request, Response
 
 from ..engine.engine import RequestHandle, Submission
-from ..engine.request import Draft, Ended, Event, Finished, Sampling, Scored, Started, Text
+from ..engine.request import (
+    Draft,
+    Ended,
+    Event,
+    Finished,
+    LoadedAdapter,
+    Sampling,
+    Scored,
+    Started,
+    Text,
+)
 from ..engine.request import TokenLogprob as EngineLogprob
 from ..errors import OutOfRange, TooLarge
 from ..protocol.generate import Choice, GenerateRequest, GenerateResponse
@@ -48,8 +58,9 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     service: Service = request.app.state.service
     service.check_ready()
     check_request(body, service)
+    adapter = service.adapter(body.adapter)
     id, events = f"gen-{uuid.uuid4().hex}", EventQueue()
-    handle = await submit(id, body, service, events)
+    handle = await submit(id, body, adapter, service, events)
 
     def to_bytes(event: Event) -> bytes:
         return encode(event, id, service.model_name, lambda found: logprobs(found, service))
@@ -68,7 +79,11 @@ CLIENT_LEFT = Response(status_code=499)
 
 
 async def submit(
-    id: str, body: GenerateRequest, service: Service, events: EventQueue
+    id: str,
+    body: GenerateRequest,
+    adapter: LoadedAdapter | None,
+    service: Service,
+    events: EventQueue,
 ) -> RequestHandle:
     """A place in the queue first, then words and rules, then the pictures, then the engine."""
     started = time.monotonic()
@@ -86,6 +101,7 @@ async def submit(
             priority=body.priority,
             deadline=started + body.deadline_ms / 1000 if body.deadline_ms else None,
             media_ms=(time.monotonic() - started) * 1000,
+            adapter=adapter,
         )
         return service.engine.generate(submission, sampling)
 

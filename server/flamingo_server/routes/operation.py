@@ -32,6 +32,7 @@ async def readyz(request: Request, response: Response) -> Health:
 async def metrics(request: Request) -> Response:
     """Prometheus text format."""
     service: Service = request.app.state.service
+    service.metrics.adapters.set(len(service.adapters.entries) if service.is_loaded else 0)
     return Response(service.metrics.render(service.stats()), media_type=CONTENT_TYPE_LATEST)
 
 

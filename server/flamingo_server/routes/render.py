@@ -20,6 +20,7 @@ async def render(body: PromptRequest, request: Request) -> RenderResponse:
     service: Service = request.app.state.service
     service.check_ready()
     service.check_model(body.model)
+    service.adapters.find(body.adapter)
     layout = service.prompts.lay_out(body)
     rendered = await service.prompts.render(layout)
     pairs = zip(rendered.token_ids, rendered.media_index, strict=True)
