@@ -14,7 +14,6 @@ from .config import FlamingoConfig
 from .flamingo import MediaKV
 from .positions import reach
 
-
 ALIGNED = 64  # bytes, as vector registers read them
 
 
