@@ -143,9 +143,9 @@ class PackedDecoderLayer(DecoderLayer):
                 setattr(self, name, getattr(layer, name))
         self.sizes = [linear.out_features for linear in (layer.q, layer.k, layer.v)]
         self.qkv = packed(kind, layer.q, layer.k, layer.v)
-        self.register_module("out", packed(kind, layer.out))
+        self.register_module("out", packed(kind, layer.out).spend_input())
         self.widen = packed(kind, *([layer.gate] if layer.is_gated else []), layer.up)
-        self.register_module("down", packed(kind, layer.down))
+        self.register_module("down", packed(kind, layer.down).spend_input())
 
     def attention(self, hidden: Tensor, layer: int, attend: SelfAttend, turn: Turn) -> Tensor:
         q, k, v = self.qkv(hidden).split(self.sizes, dim=-1)
