@@ -16,6 +16,7 @@ from .cross_attention import GatedCrossAttention, GatedFeedForward
 from .decoder import Decoder, DecoderLayer, SelfAttend
 from .flamingo import Flamingo
 from .linears import PackedLinear, pack_linear
+from .packed_resampler import packed_resampler
 from .packed_vision import packed_tower
 from .positions import Turn
 from .resampler import FeedForward
@@ -67,6 +68,7 @@ def pack_model(model: Flamingo, kind: str) -> PackReport:
     many_rows = MANY_ROWS.get(kind, kind)
     model.vision = packed_tower(model.vision, many_rows)
     pack_linears(model.vision, many_rows)
+    model.resampler = packed_resampler(model.resampler, many_rows)
     pack_linears(model.resampler, many_rows)
     for block in model.blocks():
         pack_block(block, kind)
