@@ -4,12 +4,27 @@ here, but by the engine's scheduler and media cache.
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from .config import FlamingoConfig
 from .flamingo import MediaKV
 from .positions import reach
+
+ALIGNED = 64  # bytes, as vector registers read them
+
+
+def zeros(shape: tuple[int, ...], device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    """On a CPU memory that is taken page by page, where something is first written."""
+    if torch.device(device).type != "cpu":
+        return torch.zeros(shape, device=device, dtype=dtype)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    room = torch.from_numpy(np.zeros(num_bytes + ALIGNED, dtype=np.uint8))
+    first = -room.data_ptr() % ALIGNED
+    return room[first : first + num_bytes].view(dtype).view(shape)
 
 
 class BlockCache:
@@ -33,8 +48,8 @@ class BlockCache:
         shape = (decoder.num_layers, self.scratch + block_size, decoder.kv_heads, decoder.head_dim)
         self.num_blocks, self.block_size = num_blocks, block_size
         self.reach = reach(decoder)
-        self.k = torch.zeros(shape, device=device, dtype=dtype)
-        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        self.k = zeros(shape, device, dtype)
+        self.v = zeros(shape, device, dtype)
 
     @staticmethod
     def bytes_per_token(config: FlamingoConfig, dtype: torch.dtype) -> int:
@@ -72,8 +87,8 @@ class MediaSlots:
         latents = config.resampler.num_latents
         shape = (num_blocks, num_slots, cross.num_heads, latents, cross.head_dim)
         self.num_slots = num_slots
-        self.k = torch.zeros(shape, device=device, dtype=dtype)
-        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        self.k = zeros(shape, device, dtype)
+        self.v = zeros(shape, device, dtype)
 
     def write(self, slots: list[int], media: MediaKV) -> None:
         """Stores [blocks, N, heads, R, head_dim] in N slots."""

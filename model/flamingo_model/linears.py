@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 EIGHT = 127  # the largest of symmetric 8-bit values
 SHIFT = 128  # activations are shifted by it: the kernels take unsigned ones
+WHOLE = 2.0**23  # from here on a float32 is a whole number, and its lowest byte that of the number
 FOUR = 15
 FEW = 8  # rows
 GROUP = 32  # weights of one row that share a 4-bit scale
@@ -66,8 +67,11 @@ class Widened:
 class EightBit:
     """8-bit weights, a scale for each output; activations rounded to 8 bits, each row by itself.
 
-    Its sums are whole numbers, so a row's answer does not depend on the rows beside it.
+    Its sums are whole numbers, so a row's answer does not depend on the rows beside it. With
+    `spends_input` what it is given may be written over: nobody reads it afterwards.
     """
+
+    spends_input = False
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         rounded, scales = eight_bits(weight)
@@ -78,9 +82,7 @@ class EightBit:
         self.nbytes = rounded.nbytes + 3 * self.scales.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
-        x = x.float()
-        steps = tops(x).mul_(1 / EIGHT).clamp_(min=1e-30)  # NaN stays
-        unsigned = x.div(steps).add_(SHIFT + 0.5).to(torch.uint8)
+        unsigned, steps = self.rounded(x)
         out: Tensor = torch.ops.onednn.qlinear_pointwise.default(
             *(unsigned, 1.0, 0, self.weight, self.scales, self.zeros, self.shift_back),
             *(1.0, 0, torch.float32, "none", [], ""),
@@ -89,6 +91,17 @@ class EightBit:
             return out.mul_(steps)
         torch.addcmul(self.bias, out, steps, out=out)
         return out
+
+    def rounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 [M, in] around `SHIFT`, and what a step of each row is worth [M, 1].
+
+        Few passes over memory, most of them in place: with many rows they take as long as the sums.
+        """
+        wide = x.float()
+        steps = tops(wide).mul_(1 / EIGHT).clamp_(min=1e-30)  # NaN stays
+        place = wide if self.spends_input or wide is not x else None
+        sized = torch.mul(wide, steps.reciprocal(), out=place).add_(WHOLE + SHIFT)
+        return sized.view(torch.int32).to(torch.uint8), steps
 
 
 def tops(x: Tensor) -> Tensor:
@@ -104,7 +117,7 @@ class EightBitWeights:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, scales = eight_bits(weight)
-        self.scales, self.bias = scales.bfloat16(), bias
+        self.scales, self.bias = scales.bfloat16(), None if bias is None else bias.float()
         self.nbytes = self.weight.nbytes + self.scales.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -121,7 +134,7 @@ class FourBit:
         pairs = torch.stack([scales, middle], dim=-1).transpose(0, 1)  # [groups, out, 2]
         self.pairs = pairs.contiguous().bfloat16()
         self.weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(rounded, 1)
-        self.bias = bias
+        self.bias = None if bias is None else bias.float()
         self.nbytes = self.weight.nbytes + self.pairs.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -133,7 +146,8 @@ class FourBit:
 
 
 def added(product: Tensor, bias: Tensor | None) -> Tensor:
-    return product if bias is None else product.float().add_(bias)
+    """With a float32 bias the sum is float32."""
+    return product if bias is None else bias + product
 
 
 def eight_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,6 +189,13 @@ class PackedLinear(nn.Module):
         kernel = self.few if rows.shape[0] < self.many_from else self.many
         out = kernel(rows).to(self.dtype or x.dtype)
         return out if x.dim() == 2 else out.view(*x.shape[:-1], self.out_features)
+
+    def spend_input(self) -> PackedLinear:
+        """From now on what it is given may be written over: for what nobody else reads."""
+        for kernel in (self.few, self.many):
+            if isinstance(kernel, EightBit):
+                kernel.spends_input = True
+        return self
 
     @property
     def nbytes(self) -> int:

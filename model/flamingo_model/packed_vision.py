@@ -52,6 +52,8 @@ class PackedLayer(nn.Module):
         self.up, self.down, self.activation = ACTIVATIONS[type(mlp.activation_fn).__name__](
             mlp, kind
         )
+        for linear in (self.qkv, self.out, self.up, self.down):
+            linear.spend_input()  # norms, attended values and activations are read by it alone
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norms[0](x))

@@ -16,6 +16,7 @@ from .cross_attention import GatedCrossAttention, GatedFeedForward
 from .decoder import Decoder, DecoderLayer, SelfAttend
 from .flamingo import Flamingo
 from .linears import PackedLinear, pack_linear
+from .packed_resampler import packed_resampler
 from .packed_vision import packed_tower
 from .positions import Turn
 from .resampler import FeedForward
@@ -67,6 +68,7 @@ def pack_model(model: Flamingo, kind: str) -> PackReport:
     many_rows = MANY_ROWS.get(kind, kind)
     model.vision = packed_tower(model.vision, many_rows)
     pack_linears(model.vision, many_rows)
+    model.resampler = packed_resampler(model.resampler, many_rows)
     pack_linears(model.resampler, many_rows)
     for block in model.blocks():
         pack_block(block, kind)
@@ -143,9 +145,9 @@ class PackedDecoderLayer(DecoderLayer):
                 setattr(self, name, getattr(layer, name))
         self.sizes = [linear.out_features for linear in (layer.q, layer.k, layer.v)]
         self.qkv = packed(kind, layer.q, layer.k, layer.v)
-        self.register_module("out", packed(kind, layer.out))
+        self.register_module("out", packed(kind, layer.out).spend_input())
         self.widen = packed(kind, *([layer.gate] if layer.is_gated else []), layer.up)
-        self.register_module("down", packed(kind, layer.down))
+        self.register_module("down", packed(kind, layer.down).spend_input())
 
     def attention(self, hidden: Tensor, layer: int, attend: SelfAttend, turn: Turn) -> Tensor:
         q, k, v = self.qkv(hidden).split(self.sizes, dim=-1)

@@ -57,8 +57,12 @@ class ResamplerLayer(nn.Module):
 
     def attend(self, latents: Tensor, features: Tensor) -> Tensor:
         keys_values = self.to_kv(torch.cat([features, latents], dim=1))
+        return self.answer(self.to_q(latents), keys_values)
+
+    def answer(self, q: Tensor, keys_values: Tensor) -> Tensor:
+        """[N, R, inner] to [N, len, 2 * inner] → [N, R, dim]"""
         k, v = (self.split(x) for x in keys_values.chunk(2, dim=-1))
-        q, k = self.q_norm(self.split(self.to_q(latents))), self.k_norm(k)
+        q, k = self.q_norm(self.split(q)), self.k_norm(k)
         # Written out: the fused kernel is many times slower for so few queries on a CPU.
         scores = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).float()  # sums of many small terms
         out = scores.softmax(-1).to(v.dtype) @ v

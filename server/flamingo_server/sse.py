@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 from typing import Any
 
-from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
 from .engine.request import Draft, Ended, Event, Finished, Started, Text
@@ -18,25 +19,59 @@ PING_SECONDS = 15.0
 
 
 class EventQueue:
-    """The bridge from the engine thread to one asyncio consumer; `deliver` is thread-safe."""
+    """The bridge from the engine thread to one asyncio consumer; `deliver` is thread-safe.
+
+    The loop is woken for the first of the events that wait, not for each: beside two threads of an
+    engine that never sleep, a loop waits long for its turn.
+    """
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self.queue: asyncio.Queue[Event] = asyncio.Queue()
+        self.events: deque[Event] = deque()
+        self.woken: asyncio.Future[None] = self.loop.create_future()
 
     def deliver(self, event: Event) -> None:
+        self.events.append(event)
+        if len(self.events) > 1:  # the consumer has been woken, and takes them until none is left
+            return
         try:
-            self.loop.call_soon_threadsafe(self.queue.put_nowait, event)
+            self.loop.call_soon_threadsafe(self.wake)
         except RuntimeError:  # the loop has closed: nobody is there to read
             pass
 
+    def wake(self) -> None:
+        if not self.woken.done():
+            self.woken.set_result(None)
+
     async def next(self, timeout: float | None = None) -> Event | None:
         """The next event, or None after `timeout` seconds without one."""
+        if not self.events:
+            await self.wait(timeout)
+        return self.events.popleft() if self.events else None
+
+    async def come(self, timeout: float) -> list[Event]:
+        """All that wait, in order; none after `timeout` seconds without one."""
+        if not self.events:
+            await self.wait(timeout)
+        return [self.events.popleft() for _ in range(len(self.events))]
+
+    async def wait(self, timeout: float | None) -> None:
+        """Until there is an event; `asyncio.timeout` costs as much as all the rest of a token."""
+        is_late = False
+
+        def give_up() -> None:
+            nonlocal is_late
+            is_late = True
+            self.wake()
+
+        timer = None if timeout is None else self.loop.call_later(timeout, give_up)
         try:
-            async with asyncio.timeout(timeout):
-                return await self.queue.get()
-        except TimeoutError:
-            return None
+            while not self.events and not is_late:
+                self.woken = self.loop.create_future()
+                await self.woken
+        finally:
+            if timer is not None:
+                timer.cancel()
 
 
 def to_error(exception: Exception) -> FlamingoError:
@@ -45,8 +80,11 @@ def to_error(exception: Exception) -> FlamingoError:
     return EngineFailure("the server could not finish this request")
 
 
+to_json = json.JSONEncoder(separators=(",", ":")).encode  # no line ends, and ASCII alone
+
+
 def sse(name: str, data: dict[str, Any]) -> bytes:
-    return format_sse_event(event=name, data_str=json.dumps(data, separators=(",", ":")))
+    return f"event: {name}\ndata: {to_json(data)}\n\n".encode()
 
 
 def encode(event: Event, id: str, model: str, render_logprobs: Callable[..., Any]) -> bytes:
@@ -90,14 +128,16 @@ class EventStream(EventSourceResponse):
 async def stream(
     first: Event, events: EventQueue, to_bytes: Callable[[Event], bytes]
 ) -> AsyncIterator[bytes]:
-    """All events until the last; a comment line every 15 quiet seconds keeps proxies patient."""
-    event: Event | None = first
+    """All events until the last, those that have come together in one piece; a comment line every
+    15 quiet seconds keeps proxies patient."""
+    found = [first]
     while True:
-        if event is None:
-            yield KEEPALIVE_COMMENT
-        else:
-            is_large = isinstance(event, Started) and event.prompt_logprobs is not None
-            yield await asyncio.to_thread(to_bytes, event) if is_large else to_bytes(event)
-            if isinstance(event, Ended | Exception):
-                return
-        event = await events.next(PING_SECONDS)
+        yield b"".join([await written(event, to_bytes) for event in found]) or KEEPALIVE_COMMENT
+        if found and isinstance(found[-1], Ended | Exception):
+            return
+        found = await events.come(PING_SECONDS)
+
+
+async def written(event: Event, to_bytes: Callable[[Event], bytes]) -> bytes:
+    is_large = isinstance(event, Started) and event.prompt_logprobs is not None
+    return await asyncio.to_thread(to_bytes, event) if is_large else to_bytes(event)

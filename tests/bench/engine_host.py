@@ -11,6 +11,8 @@ import sys
 import time
 from collections.abc import Callable
 
+from uvicorn.loops.auto import auto_loop_factory
+
 from bench.ours import intervals
 from flamingo_server.config import Settings
 from flamingo_server.engine.request import Ended, Event, Text
@@ -57,4 +59,5 @@ async def ask(service: Service, values: dict) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1])))
+    with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:  # as `flamingo serve` has it
+        runner.run(main(int(sys.argv[1])))

@@ -101,6 +101,25 @@ def test_a_row_of_zeros_gives_the_bias_and_one_of_nan_gives_nan() -> None:
     assert torch.allclose(found[0], bias) and found[1].isnan().all()
 
 
+def test_rounding_to_eight_bits_is_to_the_nearest() -> None:
+    kernel, x = EightBit(*layer(96, 80)), torch.randn(33, 96)
+    x[0, 0], x[1] = 50.0, 0.0
+    found, steps = kernel.rounded(x)
+    exact = x.double() / steps.double()
+    assert float((found.double() - 128 - exact).abs().max()) < 0.50001
+    torch.testing.assert_close(steps[2:, 0], x[2:].abs().amax(1) / 127)
+    assert found.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_only_a_layer_told_so_writes_over_its_input(dtype: torch.dtype) -> None:
+    packed, x = pack_linear(*layer(64, 64), "int8"), torch.randn(9, 64).to(dtype)
+    given = x.clone()
+    found = packed(given)
+    assert torch.equal(given, x)
+    assert torch.equal(packed.spend_input()(given), found)
+
+
 def test_four_bits_in_their_own_kernel_and_in_eight_are_the_same_weights() -> None:
     few, many = linears.int4(*layer(128, 64))
     assert isinstance(few, FourBit)

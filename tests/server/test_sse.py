@@ -19,11 +19,12 @@ def to_bytes(event: Event) -> bytes:
 
 
 async def read(*events: Event, wait: float = 0) -> list[bytes]:
-    """Everything sent when another thread delivers `events`, after `wait` seconds."""
+    """Every event sent when another thread delivers `events`, after `wait` seconds."""
     queue = EventQueue()
     timer = threading.Timer(wait, lambda: [queue.deliver(event) for event in events[1:]])
     timer.start()
-    return [chunk async for chunk in stream(events[0], queue, to_bytes)]
+    sent = b"".join([chunk async for chunk in stream(events[0], queue, to_bytes)])
+    return [event + b"\n\n" for event in sent.split(b"\n\n")[:-1]]
 
 
 def test_an_event_is_a_name_and_one_line_of_json() -> None:
@@ -33,7 +34,7 @@ def test_an_event_is_a_name_and_one_line_of_json() -> None:
 
 
 def test_a_stream_ends_with_its_last_event() -> None:
-    chunks = asyncio.run(read(Text(0, "a", [1], None), Finished(0, "stop", None), END, END))
+    chunks = asyncio.run(read(Text(0, "a", [1], None), Finished(0, "stop", None), END))
     assert [chunk.split()[1] for chunk in chunks] == [b"token", b"done", b"end"]
 
 
@@ -47,6 +48,50 @@ def test_a_quiet_stream_sends_comments(monkeypatch: pytest.MonkeyPatch) -> None:
     _, *pings, last = asyncio.run(read(Text(0, "a", [1], None), END, wait=0.05))
     assert pings and all(ping == b": ping\n\n" for ping in pings)
     assert last.startswith(b"event: end")
+
+
+def test_events_that_have_come_together_are_sent_together() -> None:
+    async def chunks() -> list[bytes]:
+        queue = EventQueue()
+        for event in (Text(0, "b", [2], None), Finished(0, "stop", None), END):
+            queue.deliver(event)
+        return [chunk async for chunk in stream(Text(0, "a", [1], None), queue, to_bytes)]
+
+    first, rest = asyncio.run(chunks())
+    assert (first.count(b"event: "), rest.count(b"event: ")) == (1, 3)
+
+
+def test_no_event_of_a_hasty_thread_is_lost_or_late() -> None:
+    """The consumer is woken once for many: it must not sleep while any is left."""
+    num = 20_000
+
+    async def taken() -> list[int]:
+        queue, found = EventQueue(), list[int]()
+
+        def hurry() -> None:
+            for i in range(num):
+                queue.deliver(Text(0, "", [i], None))
+
+        thread = threading.Thread(target=hurry)
+        thread.start()
+        while len(found) < num:
+            event = await queue.next(timeout=10)
+            assert isinstance(event, Text), "an event waits, and nobody was woken"
+            found += event.token_ids
+        thread.join()
+        return found
+
+    assert asyncio.run(taken()) == list(range(num))
+
+
+def test_who_waits_in_vain_gets_nothing_and_then_what_comes() -> None:
+    async def taken() -> list[Event | None]:
+        queue = EventQueue()
+        nothing = await queue.next(timeout=0.01)
+        threading.Timer(0.01, queue.deliver, [END]).start()
+        return [nothing, await queue.next(timeout=10), *await queue.come(timeout=0.01)]
+
+    assert asyncio.run(taken()) == [None, END]
 
 
 def test_an_event_for_a_loop_that_has_closed_is_dropped() -> None:

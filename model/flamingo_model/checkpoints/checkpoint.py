@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..config import FlamingoConfig
 from ..flamingo import Flamingo
+from .hollow import hollow
 from .weights import CheckpointError, Weights, check, check_depth
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -67,7 +68,7 @@ def empty_model(config: FlamingoConfig, num_tensors: int, where: str) -> Flaming
     layers = max(config.decoder.num_layers, config.resampler.num_layers, *config.vision.blocks)
     check_depth(max(layers, config.vision.num_layers), num_tensors, where)
     try:
-        with torch.device("meta"):
+        with hollow():
             return Flamingo(config)
     except ImportError as error:
         raise CheckpointError(f"{where}: {error}") from error

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..clip import ClipTower
 from ..vision_config import VisionConfig
 from .files import open_file, open_model
+from .hollow import hollow
 from .weights import CheckpointError, check_depth, complain, mismatches
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -60,7 +60,7 @@ def read_clip(folder: Path) -> tuple[VisionConfig, dict[str, Tensor]]:
     config = checked(folder, read_config)
     weights, leftover = read_weights(folder)
     check_depth(config.num_layers, len(weights), str(folder))
-    with torch.device("meta"):
+    with hollow():
         expected = ClipTower(config).state_dict()
     problems = mismatches(weights, expected)
     problems["leftover"] |= leftover

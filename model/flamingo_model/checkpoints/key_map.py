@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..config import DecoderConfig
 from ..decoder import Decoder
+from .hollow import hollow
 from .weights import check_depth, complain
 
 Cut = Callable[[Tensor, DecoderConfig], Sequence[Tensor]]
@@ -104,7 +105,7 @@ class KeyMap:
     ) -> dict[str, Tensor]:
         """A whole model. Raises CheckpointError naming what is missing, left over or misshapen."""
         check_depth(config.num_layers, len(theirs), where)
-        with torch.device("meta"):
+        with hollow():
             expected = {k: v.shape for k, v in Decoder(config).state_dict().items()}
         found = self.translate(theirs, config)
         problems = found.problems()

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..config import DecoderConfig, build
 from ..decoder import Decoder
 from .files import open_model
+from .hollow import hollow
 from .key_map import Into, KeyMap, thirds, thirds_of_heads, turned, turned_thirds
 from .language_configs import (
     Fields,
@@ -71,7 +72,7 @@ def load_decoder(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
     except (ValueError, OSError, AttributeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     weights = decoder_weights(values, open_model(folder), str(folder))
-    with torch.device("meta"):
+    with hollow():
         decoder = Decoder(config)
     decoder.load_state_dict(
         {k: real(v).to(dtype, copy=True) for k, v in weights.items()}, assign=True

@@ -28,6 +28,7 @@ from .beneath import LanguageModel, Weights, load_tokenizer, read_language_model
 from .checkpoint import Checkpoint
 from .clip import OPEN_CLIP_HARMLESS, from_open_clip, is_any, read_clip
 from .files import open_file
+from .hollow import hollow
 from .key_map import KeyMap, Translation
 from .lazy import Recipes
 from .lora import merge_lora
@@ -119,7 +120,7 @@ class Trained:
     def __init__(self, config: FlamingoConfig, keys: KeyMap) -> None:
         self.config, self.keys = config, keys
         self.layers = f"lang_encoder.{keys.base}{keys.layers}"
-        with torch.device("meta"):
+        with hollow():
             self.expected = Flamingo(config).state_dict()
         self.names = dict(self.own_names())
         self.theirs = {ours: name for name, ours in self.names.items()}
