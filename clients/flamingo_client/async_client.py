@@ -15,6 +15,8 @@ from flamingo_client._protocol import (
     Timeout,
     classification_from,
     classify_request,
+    embeddings_from,
+    embeddings_request,
     generate_request,
     generation_from,
     probe_request,
@@ -27,9 +29,14 @@ from flamingo_client._protocol import (
 )
 from flamingo_client._retry import Retry
 from flamingo_client.errors import ConnectionFailed, FlamingoError, UnavailableError, error_from
-from flamingo_client.options import ClassifyOptions, GenerateOptions, ScoreOptions
-from flamingo_client.parts import Prompt
-from flamingo_client.types import Classification, Event, Generation, Scores
+from flamingo_client.options import (
+    ClassifyOptions,
+    EmbeddingsOptions,
+    GenerateOptions,
+    ScoreOptions,
+)
+from flamingo_client.parts import ImagePart, Prompt, VideoPart
+from flamingo_client.types import Classification, Embeddings, Event, Generation, Scores
 
 
 class AsyncEventStream(AsyncIterator[Event]):
@@ -109,6 +116,13 @@ class AsyncFlamingoClient:
         """The log-probability of every token of every continuation."""
         request = score_request(self._settings, prompt, continuations, options)
         return scores_from(await self._read(await self._send(request)))
+
+    async def embeddings(
+        self, media: Sequence[ImagePart | VideoPart], **options: Unpack[EmbeddingsOptions]
+    ) -> Embeddings:
+        """Where the vision tower sees each picture or film."""
+        request = embeddings_request(self._settings, media, options)
+        return embeddings_from(await self._read(await self._send(request)))
 
     async def health(self) -> bool:
         """Whether the server's process lives. Never retried: a probe asks about now."""

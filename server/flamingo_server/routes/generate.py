@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request, Response
 
 from ..engine.engine import RequestHandle, Submission
-from ..engine.request import Draft, Ended, Event, Finished, Sampling, Scored, Started, Text
+from ..engine.request import (
+    Draft,
+    Embedded,
+    Ended,
+    Event,
+    Finished,
+    Sampling,
+    Scored,
+    Started,
+    Text,
+)
 from ..engine.request import TokenLogprob as EngineLogprob
 from ..errors import OutOfRange, TooLarge
 from ..protocol.generate import Choice, GenerateRequest, GenerateResponse
@@ -123,7 +133,7 @@ async def whole(
                 raise to_error(event)
             case Started():
                 prompt_logprobs = event.prompt_logprobs
-            case Draft() | Scored():
+            case Draft() | Scored() | Embedded():
                 pass
             case Text():
                 texts.setdefault(event.index, []).append(event)
