@@ -138,8 +138,9 @@ async def mark(
     by_trial = [[one for one in t.asked if one.question.group == group] for t in trials]
     by_trial = [asked for asked in by_trial if asked]
     if not by_trial:
-        reasons = "; ".join(failed)
-        raise ValueError(f"{task.name} {group} at {shots} shots got no answer: {reasons}")
+        raise ValueError(
+            f"{task.name} {group} at {shots} shots got no answer: {next(iter(failed))}"
+        )
     values = [metric.values(asked) for asked in by_trial]
     totals = [metric.total(asked, some) for asked, some in zip(by_trial, values, strict=True)]
     asked, flat = [one for t in by_trial for one in t], [value for some in values for value in some]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
     try:
         if options.ensemble > 1 and options.prompts != FAMILY:
             raise ValueError(f"--ensemble needs --prompts {FAMILY}")
-        failed = asyncio.run(evaluate(options, Console()))
+        failed = asyncio.run(evaluate(options, wide_console()))
     except (FlamingoError, ValueError, OSError) as error:
         sys.exit(f"flamingo eval: {error}")
     sys.exit(1 if failed else 0)
@@ -128,6 +128,11 @@ def write(options: argparse.Namespace, server: dict[str, Any], results: list[Res
     plot(options.out / "results.png", results, str(server.get("model") or "this server"))
 
 
+def wide_console() -> Console:
+    """A file has room for the whole table."""
+    return Console(width=None if sys.stdout.isatty() else 240)
+
+
 @contextmanager
 def bars(console: Console) -> Iterator[Begin]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -140,10 +145,10 @@ def bars(console: Console) -> Iterator[Begin]:
         yield begin
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="flamingo eval", description=__doc__)
     add_arguments(parser)
-    run(parser.parse_args())
+    run(parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from flamingo_eval.benchmark import Difference, Result, Row
 from flamingo_eval.metrics.intervals import Interval
 from flamingo_eval.published import PUBLISHED, SHOTS, figure
 
+REASONS_SHOWN = 3  # all are in the JSON
 BESIDE = ("Flamingo-9B", "OpenFlamingo-9B", "IDEFICS-9B")  # in the table; all are in the plot
 
 
@@ -25,9 +26,9 @@ def print_results(results: Sequence[Result], console: Console) -> None:
     for difference in (d for result in results for d in result.differences):
         console.print(f"{difference.of} − {difference.to}: {said(difference)}")
     for row in (row for row in rows if row.failed):
-        for reason, num in row.failed.items():
-            where = f"{row.task} {row.group}".strip()
-            console.print(f"{where}, {row.shots} shots: {num} got no answer: {reason}", style="red")
+        num, where = sum(row.failed.values()), f"{row.task} {row.group}".strip()
+        some = "; ".join(list(row.failed)[:REASONS_SHOWN])
+        console.print(f"{where}, {row.shots} shots: {num} got no answer: {some}", style="red")
     for result in results:
         if result.problem:
             console.print(result.problem, style="red", markup=False)
