@@ -66,6 +66,7 @@ class Row:
     pixels: float | None = None
     features: float | None = None
     less_features: Difference | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -146,15 +147,7 @@ async def mark(
     asked, flat = [one for t in by_trial for one in t], [value for some in values for value in some]
     figures: dict[str, Any] = {}
     if task.has_baselines:
-        features = await by_features(asked, asker)
-        mean, interval = paired(flat, features)
-        nearest = "nearest neighbour on the tower's features"
-        figures = {
-            "chance": chance([one.question for one in asked]),
-            "pixels": fmean(by_pixels(asked)),
-            "features": fmean(features),
-            "less_features": Difference(task.name, nearest, mean, interval, len(flat)),
-        }
+        figures = await baselines(task, asked, flat, asker)
     return Row(
         task.name,
         group,
@@ -171,6 +164,24 @@ async def mark(
         failed,
         **figures,
     )
+
+
+async def baselines(
+    task: Task, asked: Sequence[Asked], values: Sequence[float], asker: Asker
+) -> dict[str, Any]:
+    """Fields of a row. A server without embeddings leaves the last two out, and a note."""
+    known = {
+        "chance": chance([one.question for one in asked]),
+        "pixels": fmean(by_pixels(asked)),
+    }
+    try:
+        features = await by_features(asked, asker)
+    except ValueError as error:
+        return {**known, "note": str(error)}
+    mean, interval = paired(values, features)
+    nearest = "nearest neighbour on the tower's features"
+    less = Difference(task.name, nearest, mean, interval, len(features))
+    return {**known, "features": fmean(features), "less_features": less}
 
 
 def compare(task: Task, ours: str, theirs: str, trials: Sequence[Trial]) -> Difference:

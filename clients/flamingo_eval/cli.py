@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,8 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from flamingo_client import AsyncFlamingoClient, FlamingoError
 from flamingo_eval.asking import Asker, Style
 from flamingo_eval.benchmark import Begin, Choice, Result, run_task
+from flamingo_eval.plot import plot
 from flamingo_eval.prompts import FAMILY, WORDINGS
-from flamingo_eval.report import plot, print_results, write_json
+from flamingo_eval.report import print_results, write_json
 from flamingo_eval.selection import SELECTIONS
 from flamingo_eval.tasks import GROUPS, TASKS, chosen
 from flamingo_eval.tasks.base import MissingFiles, Task
@@ -38,9 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pool", type=count, default=2048, help="examples to select from; 0: all (2048)"
     )
-    parser.add_argument("--trials", type=positive, default=None, help="runs of other seeds (3)")
+    parser.add_argument(
+        "--trials", type=positive, default=None, help="runs of other seeds (each task's own)"
+    )
     parser.add_argument("--seed", type=count, default=0, help="of the first trial (0)")
-    parser.add_argument("--num", type=positive, default=None, help="queries a trial (5000)")
+    parser.add_argument(
+        "--num", type=positive, default=None, help="queries a trial (each task's own)"
+    )
     parser.add_argument("--concurrency", type=positive, default=8, help="requests at once (8)")
     parser.add_argument(
         "--num-beams", type=positive, default=None, help="for all open-ended tasks (as published)"
@@ -87,6 +93,7 @@ def run(options: argparse.Namespace) -> None:
 
 async def evaluate(options: argparse.Namespace, console: Console) -> bool:
     """Whether some question got no answer."""
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # else a line for each request
     tasks = chosen(options.tasks)
     choice = Choice(
         options.data,

@@ -1,4 +1,4 @@
-"""Figures → a table, JSON, and a plot of score over shots."""
+"""Figures → a table and JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from flamingo_eval.benchmark import Difference, Result, Row
 from flamingo_eval.metrics.intervals import Interval
-from flamingo_eval.published import PUBLISHED, SHOTS, figure
+from flamingo_eval.published import figure
 
 REASONS_SHOWN = 3  # all are in the JSON
 BESIDE = ("Flamingo-9B", "OpenFlamingo-9B", "IDEFICS-9B")  # in the table; all are in the plot
@@ -29,6 +29,8 @@ def print_results(results: Sequence[Result], console: Console) -> None:
         num, where = sum(row.failed.values()), f"{row.task} {row.group}".strip()
         some = "; ".join(list(row.failed)[:REASONS_SHOWN])
         console.print(f"{where}, {row.shots} shots: {num} got no answer: {some}", style="red")
+    for note in dict.fromkeys(row.note for row in rows if row.note):
+        console.print(note, style="red", markup=False)
     for result in results:
         if result.problem:
             console.print(result.problem, style="red", markup=False)
@@ -91,44 +93,3 @@ def write_json(path: Path, run: Mapping[str, Any], results: Iterable[Result]) ->
     problems = {result["task"]: result["problem"] for result in found if result["problem"]}
     content = {"run": dict(run), "rows": rows, "differences": differences, "problems": problems}
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def plot(path: Path, results: Sequence[Result], model: str) -> None:
-    """One panel a task with its groups over shots, 95% intervals, baselines and what is
-    published."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    rows = [row for result in results for row in result.rows]
-    tasks = list(dict.fromkeys(row.task for row in rows))
-    wide = max(1, min(3, len(tasks)))
-    tall = max(1, -(-len(tasks) // wide))
-    canvas = FigureCanvasAgg(Figure(figsize=(5 * wide, 3.6 * tall), layout="constrained"))
-    panels = canvas.figure.subplots(tall, wide, squeeze=False).ravel()
-    for task, panel in zip(tasks, panels, strict=False):
-        draw(panel, task, [row for row in rows if row.task == task], model)
-    for panel in panels[len(tasks) :]:
-        panel.axis("off")
-    canvas.figure.savefig(path, dpi=120)
-
-
-def draw(panel: Any, task: str, rows: Sequence[Row], model: str) -> None:
-    for other, figures in PUBLISHED.get(task, {}).items():
-        panel.plot(SHOTS[: len(figures)], figures, lw=1, alpha=0.5, marker=".", label=other)
-    for group in dict.fromkeys(row.group for row in rows):
-        some = sorted((r for r in rows if r.group == group), key=lambda row: row.shots)
-        values = [row.value * row.scale for row in some]
-        below = [(row.value - row.interval[0]) * row.scale for row in some]
-        above = [(row.interval[1] - row.value) * row.scale for row in some]
-        spread = [[max(0.0, one) for one in side] for side in (below, above)]
-        shots = [row.shots for row in some]
-        label = f"{model} {group}".strip()
-        panel.errorbar(shots, values, yerr=spread, lw=2, marker="o", capsize=3, label=label)
-    for title, style in (("chance", ":"), ("pixels", "--"), ("features", "-.")):
-        known = [(r.shots, getattr(r, title)) for r in rows if getattr(r, title) is not None]
-        if known:
-            panel.plot(*zip(*known, strict=True), style, color="grey", lw=1, label=title)
-    panel.set(title=task, ylabel=rows[0].metric)
-    panel.set_xlabel("examples per class" if rows[0].per_class else "shots")
-    panel.set_xticks(sorted({row.shots for row in rows}))
-    panel.legend(fontsize=6)

@@ -138,6 +138,13 @@ def test_baselines_stand_beside_the_words(folder: Path) -> None:
     assert row.less_features is not None and row.less_features.mean == 0.0
 
 
+def test_without_embeddings_the_rest_of_the_row_stands(folder: Path) -> None:
+    server = KnowsTheWorld(EXAM, fails=lambda path, n: 404 if path == "/v1/embeddings" else 200)
+    (row,) = run("emoji-words-2way", folder, server, shots=(1,)).rows
+    assert (row.value, row.chance, row.features, row.less_features) == (1.0, 0.5, None, None)
+    assert row.note.startswith("no embeddings of") and row.pixels is not None
+
+
 def test_a_picture_is_embedded_once(folder: Path) -> None:
     server = KnowsTheWorld(EXAM)
     run("emoji-rices", folder, server)

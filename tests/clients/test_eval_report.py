@@ -10,12 +10,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from flamingo_eval import cli, report
+from flamingo_eval import cli, plot, report
 from flamingo_eval.benchmark import Difference, Result, Row
 
+MORE = Row(*("coco", "", "CIDEr", 100.0, 8, False, "rices"), *(0.95, 0.0, (0.9, 1.0), (0.95,), 9))
 NEAREST = Difference("a", "b", -0.01, (-0.03, 0.01), 500)
 WORDS = Row(
-    *("emoji-words-5way", "5-way", "top-1 by likelihood", 1.0, 1, True, "random"),
+    *("emoji-words-5way", "", "top-1 by likelihood", 1.0, 1, True, "random"),
     *(0.9345, None, (0.91, 0.95), (0.9345,), 500),
     failed={"full (HTTP 429)": 2},
     chance=0.2,
@@ -52,7 +53,7 @@ def test_a_row_shows_score_deviation_interval_and_baselines() -> None:
 
 def test_failures_problems_and_differences_are_said() -> None:
     said = printed(RESULTS)
-    assert "emoji-words-5way 5-way, 1 shots: 2 got no answer: full (HTTP 429)" in said
+    assert "emoji-words-5way, 1 shots: 2 got no answer: full (HTTP 429)" in said
     assert "vqav2 wants files" in said and "a − b: -0.010" in said
 
 
@@ -64,9 +65,9 @@ def test_the_json_holds_everything(tmp_path: Path) -> None:
     assert found["problems"] == {"vqav2": "vqav2 wants files"} and found["run"]["server"]
 
 
-@pytest.mark.parametrize("results", [RESULTS, RESULTS[1:2], []])
+@pytest.mark.parametrize("results", [RESULTS, [Result("coco", [COCO, MORE], [])], []])
 def test_the_plot_is_a_picture(results: list[Result], tmp_path: Path) -> None:
-    report.plot(tmp_path / "a.png", results, "m")
+    plot.plot(tmp_path / "a.png", results, "m")
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.size[0] > 300
         assert len(picture.convert("RGB").getcolors(100_000) or []) > (30 if results else 0)

@@ -470,7 +470,7 @@ def test_published_figures_are_of_tasks_we_have_and_of_known_shots() -> None:
     assert PUBLISHED.keys() <= TASKS.keys()
     for models in PUBLISHED.values():
         for figures in models.values():
-            assert len(figures) == len(SHOTS) and all(0 < value < 150 for value in figures)
+            assert 0 < len(figures) <= len(SHOTS) and all(0 < value < 150 for value in figures)
     assert figure("coco", "Flamingo-80B", 32) == 113.8
     assert figure("coco", "Flamingo-80B", 5) is figure("emoji-name", "x", 0) is None
 

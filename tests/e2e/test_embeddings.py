@@ -75,7 +75,9 @@ def test_a_film_is_the_mean_of_its_frames(client: httpx.Client) -> None:
     assert not np.allclose(found, by_hand(frames[0]), atol=1e-4)
 
 
-def test_alone_beside_others_and_again_they_are_the_same(client: httpx.Client) -> None:
+def test_asked_again_beside_others_they_are_the_same_and_not_computed_anew(
+    client: httpx.Client,
+) -> None:
     items = [item(f"#{number:02x}3080") for number in range(0, 160, 8)]
     with ThreadPoolExecutor(8) as pool:
         alone = [vectors(one)[0] for one in pool.map(lambda one: post(client, one), items)]

@@ -31,7 +31,7 @@ def test_a_random_model_scores_as_chance_does(
     found, status = evaluated(url, data, tmp_path, *tasks, "--num", "20", "--shots", "1")
     assert status == 0 and (tmp_path / "results.png").stat().st_size > 10_000
     rows = {(row["task"], row["group"]): row for row in found["rows"]}
-    words = rows["emoji-words-2way", "2-way"]
+    words = rows["emoji-words-2way", ""]
     assert words["num"] == 20 and words["interval"][0] <= 0.5 <= words["interval"][1]
     assert words["chance"] == 0.5 and 0 <= words["features"] <= 1
     assert rows["emoji-films", "known"]["value"] == 0.0

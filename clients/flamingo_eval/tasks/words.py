@@ -74,7 +74,8 @@ class Episodes(Source):
         query, form = dice.choice(spare), dice.choice(self.world.forms)
         candidates = () if self.is_open else tuple(words)
         case = f"{plan.seed}/{number}"
-        return Question(form, tuple(shots), query, candidates, group=f"{ways}-way", case=case)
+        group = f"{ways}-way" if len(self.ways) > 1 else ""  # else the task's name says it
+        return Question(form, tuple(shots), query, candidates, group=group, case=case)
 
     def look(self, media: Media) -> Media:
         return GREY if self.is_blind else media
