@@ -91,18 +91,25 @@ class Trial:
 
 
 async def run_task(task: Task, choice: Choice, asker: Asker, begin: Begin) -> Result:
-    """Raises MissingFiles, and ValueError where the data do not give what is wanted."""
-    source = task.load(choice.data)
+    """Raises MissingFiles; what cannot be drawn or marked is the result's problem."""
+    source, problem = task.load(choice.data), None
     rows, differences = list[Row](), list[Difference]()
-    wanted = choice.shots if task.takes_shots else None
-    for shots in wanted if wanted is not None else task.shots:
-        if task.per_class and shots == 0:
-            continue  # a made-up word nobody has explained
-        trials = await run_trials(task, source, shots, choice, asker, begin)
-        for group in dict.fromkeys(group for trial in trials for group in trial.groups()):
-            rows.append(await mark(task, group, shots, choice.select, trials, asker))
-        differences += [compare(task, *pair, trials) for pair in task.pairs]
-    return Result(task.name, rows, differences)
+    for shots in numbers_of_shots(task, choice):
+        try:
+            trials = await run_trials(task, source, shots, choice, asker, begin)
+            for group in dict.fromkeys(group for trial in trials for group in trial.groups()):
+                rows.append(await mark(task, group, shots, choice.select, trials, asker))
+            differences += [compare(task, *pair, trials) for pair in task.pairs]
+        except ValueError as error:
+            problem = f"{task.name} at {shots} shots: {error}"
+    return Result(task.name, rows, differences, problem)
+
+
+def numbers_of_shots(task: Task, choice: Choice) -> Sequence[int]:
+    if choice.shots is None or not task.takes_shots:
+        return task.shots
+    # none per class would be a made-up word that nobody has explained
+    return [shots for shots in choice.shots if shots or not task.per_class]
 
 
 async def run_trials(
@@ -139,9 +146,7 @@ async def mark(
     by_trial = [[one for one in t.asked if one.question.group == group] for t in trials]
     by_trial = [asked for asked in by_trial if asked]
     if not by_trial:
-        raise ValueError(
-            f"{task.name} {group} at {shots} shots got no answer: {next(iter(failed))}"
-        )
+        raise ValueError(f"{group or 'it'} got no answer: {next(iter(failed))}")
     values = [metric.values(asked) for asked in by_trial]
     totals = [metric.total(asked, some) for asked, some in zip(by_trial, values, strict=True)]
     asked, flat = [one for t in by_trial for one in t], [value for some in values for value in some]

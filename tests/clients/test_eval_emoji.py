@@ -272,8 +272,15 @@ def test_what_fails_twice_is_reported_and_in_no_figure(folder: Path) -> None:
 
 def test_a_task_without_any_answer_says_why(folder: Path) -> None:
     server = KnowsTheWorld(EXAM, fails=lambda path, n: 400)
-    with pytest.raises(ValueError, match=r"emoji-name .*no answer: no \(HTTP 400\)"):
-        run("emoji-name", folder, server)
+    result = run("emoji-name", folder, server)
+    assert result.problem == "emoji-name at 0 shots: it got no answer: no (HTTP 400)"
+    assert result.rows == []
+
+
+def test_what_cannot_be_drawn_leaves_the_other_rows(folder: Path) -> None:
+    result = run("emoji-words-5way", folder, KnowsTheWorld(EXAM), shots=(0, 1, 8))
+    assert [row.shots for row in result.rows] == [1]
+    assert result.problem and "at 8 shots: 5 families with 9 pictures" in result.problem
 
 
 def test_too_few_pictures_are_said(folder: Path) -> None:

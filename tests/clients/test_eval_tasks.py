@@ -363,8 +363,7 @@ def test_a_pool_bounds_what_shots_are_drawn_from(tmp_path: Path) -> None:
     run("coco", tmp_path, server, pool=3, shots=(2,), trials=1)
     shown = {shot["caption"] for body in server.bodies for shot in body["examples"]}
     assert len(shown) <= 3
-    with pytest.raises(ValueError, match="4 shots from 4 examples"):
-        run("coco", tmp_path, server, shots=(4,))
+    assert run("coco", tmp_path, server, shots=(4,)) == []  # no query has four others
 
 
 MEDIA = Media("a", lambda: picture_bytes())

@@ -124,6 +124,10 @@ def official_vqa(rows: list[dict[str, Any]], module: Path) -> list[float]:
     return [marked.evalQA[number] / 100 for number in range(len(rows))]
 
 
+def lines(values: list[Any]) -> str:
+    return ",\n".join(json.dumps(value, ensure_ascii=False) for value in values)
+
+
 if __name__ == "__main__":
     dice = random.Random(20261123)
     described, answered = captions(dice), answers(dice)
@@ -133,4 +137,5 @@ if __name__ == "__main__":
         "answers": answered,
         "vqa": official_vqa(answered, Path(sys.argv[1])),
     }
-    OUT.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    fields = [f'"{name}": [\n{lines(values)}\n]' for name, values in record.items()]
+    OUT.write_text("{\n" + ",\n".join(fields) + "\n}\n")

@@ -59,4 +59,5 @@ def test_a_task_without_its_files_says_so_and_the_others_go_on(
 
 def test_prompts_that_are_too_long_are_reported(url: str, data: Path, tmp_path: Path) -> None:
     found, status = evaluated(url, data, tmp_path, "digits-5way", "--num", "3", "--shots", "1,8")
+    assert [row["shots"] for row in found["rows"]] == [1]
     assert status == 1 and "together may have 256" in found["problems"]["digits-5way"]
