@@ -23,10 +23,11 @@ Vectors = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Style:
-    """How questions are put, and answers decoded. None of `num_beams` leaves it to the task."""
+    """How questions are put, and answers decoded; None leaves it to the task."""
 
     wording: str = FAMILY
     num_beams: int | None = None
+    max_tokens: int | None = None
     ensemble: int = 1
     normalize: str = "sum"
 
@@ -47,13 +48,13 @@ class Asker:
         advance: Callable[[], None] = lambda: None,
     ) -> list[Answer | Failure]:
         """An answer or a failure for each, in order."""
-        beams = self.style.num_beams or num_beams
+        beams, most = self.style.num_beams or num_beams, self.style.max_tokens or max_tokens
 
         async def ask(question: Question) -> Answer | Failure:
             if question.candidates:
                 found = await self.twice(lambda: self.choose(question))
             else:
-                found = await self.twice(lambda: self.write(question, max_tokens, beams))
+                found = await self.twice(lambda: self.write(question, most, beams))
             advance()
             return found
 

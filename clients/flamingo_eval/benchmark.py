@@ -160,7 +160,7 @@ async def mark(
         metric.scale,
         shots,
         task.per_class,
-        "own" if not task.takes_shots else select,
+        select if task.takes_shots and not task.per_class else "own",
         fmean(totals),
         stdev(totals) if len(totals) > 1 else None,
         metric.interval(asked, flat),

@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-beams", type=positive, default=None, help="for all open-ended tasks (as published)"
     )
+    parser.add_argument("--max-tokens", type=positive, default=None, help="likewise")
     parser.add_argument(
         "--ensemble", type=positive, default=1, help="orders of the shots, closed-ended (1)"
     )
@@ -104,7 +105,13 @@ async def evaluate(options: argparse.Namespace, console: Console) -> bool:
         options.seed,
         options.pool,
     )
-    style = Style(options.prompts, options.num_beams, options.ensemble, options.normalize)
+    style = Style(
+        options.prompts,
+        options.num_beams,
+        options.max_tokens,
+        options.ensemble,
+        options.normalize,
+    )
     connection = {"base_url": options.url, "api_key": options.api_key}
     results = list[Result]()
     async with AsyncFlamingoClient(**{k: v for k, v in connection.items() if v}) as client:

@@ -15,11 +15,11 @@ FAMILY = "family"
 WORDINGS: dict[str, dict[str, tuple[str, str, str]]] = {
     # Alayrac et al. 2022, appendix on few-shot prompts
     "paper": {
-        "caption": ("Output:", " ", ""),
-        "vqa": ("Question: {question} Answer:", " ", ""),
-        "classify": ("Output:", " ", ""),
+        "caption": (" Output:", " ", ""),
+        "vqa": (" Question: {question} Answer:", " ", ""),
+        "classify": (" Output:", " ", ""),
         "hateful_memes": (
-            'is an image with written: "{text}" on it. Is it hateful? Answer:',
+            ' is an image with written: "{text}" on it. Is it hateful? Answer:',
             " ",
             "",
         ),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from clients.eval_world import KnowsTheWorld, bytes_of, make_exam
 from flamingo_client import AsyncFlamingoClient
@@ -152,14 +154,10 @@ def test_a_picture_is_embedded_once(folder: Path) -> None:
 
 
 def test_digits_are_smooth_dark_on_light_and_all_there() -> None:
-    from PIL import Image
-
     things = handwritten()
     assert sorted(things.pictures) == list("0123456789")
     assert sum(map(len, things.pictures.values())) == 1797
     media = things.pictures["0"][0]
-    import io
-
     with Image.open(io.BytesIO(media.read())) as picture:
         assert (picture.size, picture.mode) == ((64, 64), "RGB")
         colours = picture.convert("L").getextrema()
