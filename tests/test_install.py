@@ -28,6 +28,7 @@ from flamingo_server.config import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = {"clients", "model", "server"}
+EXAM = "clients/flamingo_eval/emoji_world.zip"
 CHECKPOINT = "flamingo_model/training/emoji/checkpoint/"
 
 
@@ -375,10 +376,11 @@ def test_the_wheel_holds_the_whole_checkpoint_and_nothing_beside_it(installed: I
 def test_the_wheels_are_code_and_type_markers_and_the_checkpoint(installed: Installed) -> None:
     names = [n for wheel in installed.wheels for n in names_in(wheel) if ".dist-info/" not in n]
     others = {n for n in names if not n.endswith(".py") and not n.startswith(CHECKPOINT)}
-    packages = {"flamingo_client", "flamingo_model", "flamingo_server"}
+    packages = {"flamingo_client", "flamingo_eval", "flamingo_model", "flamingo_server"}
     assert {n.partition("/")[0] for n in names} == packages
     log = "flamingo_model/training/emoji/log.jsonl"  # how the checkpoint came to be
-    assert others == {log, *(f"{package}/py.typed" for package in packages)}
+    exam = {"flamingo_eval/emoji_world.zip"} if (ROOT / EXAM).exists() else set[str]()
+    assert others == {log, *exam, *(f"{package}/py.typed" for package in packages)}
 
 
 def test_the_client_needs_httpx_and_nothing_of_ours(installed: Installed) -> None:

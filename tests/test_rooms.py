@@ -12,8 +12,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TOPS = {"model": "flamingo_model", "server": "flamingo_server", "clients": "flamingo_client"}
-ROOMS = {room: ROOT / top / room for top, room in TOPS.items()}
+TOPS = {
+    "model": {"flamingo_model"},
+    "server": {"flamingo_server"},
+    "clients": {"flamingo_client", "flamingo_eval"},
+}
+ROOMS = {room: ROOT / top / room for top, rooms in TOPS.items() for room in rooms}
 BUILT = {"build", "dist", "runs", "__pycache__"}
 WEB = {"fastapi", "starlette", "uvicorn", "pydantic", "pydantic_settings"}
 
@@ -102,7 +106,7 @@ def reached(path: Path) -> list[Path]:
 
 
 def test_the_model_room_knows_neither_the_web_nor_other_rooms() -> None:
-    forbidden = {*WEB, "flamingo_server", "flamingo_client"}
+    forbidden = {*WEB, "flamingo_server", "flamingo_client", "flamingo_eval"}
     assert not packages(files(ROOMS["flamingo_model"])) & forbidden
 
 
@@ -121,7 +125,7 @@ def test_media_workers_load_neither_torch_nor_the_web(path: Path) -> None:
 def test_in_the_server_only_the_command_line_knows_the_client() -> None:
     for path in files(ROOMS["flamingo_server"]):
         ours = packages([path]) & ROOMS.keys()
-        client = {"flamingo_client"} if path.name == "cli.py" else set()
+        client = {"flamingo_client", "flamingo_eval"} if path.name == "cli.py" else set()
         assert ours <= {"flamingo_server", "flamingo_model", *client}, path
 
 
@@ -140,16 +144,22 @@ def test_the_client_needs_the_standard_library_and_httpx_only() -> None:
     assert foreign <= {"httpx", "flamingo_client"}
 
 
+def test_the_benchmarks_know_the_server_by_http_alone() -> None:
+    foreign = packages(files(ROOMS["flamingo_eval"])) - sys.stdlib_module_names
+    ours = {"flamingo_client", "flamingo_eval"}
+    assert foreign == {*ours, "PIL", "matplotlib", "numpy", "rich", "sklearn"}
+
+
 def test_the_house_has_these_rooms_and_no_others() -> None:
     folders = {path.name for path in ROOT.iterdir() if path.is_dir()}
     seen = {n for n in folders if not n.startswith(".") and not n.endswith(".egg-info")} - BUILT
     assert seen == {"server", "model", "clients", "docker", "tests"}
 
 
-@pytest.mark.parametrize(("top", "room"), TOPS.items())
-def test_a_top_folder_holds_one_package_and_no_loose_module(top: str, room: str) -> None:
+@pytest.mark.parametrize(("top", "rooms"), TOPS.items())
+def test_a_top_folder_holds_its_packages_and_no_loose_module(top: str, rooms: set[str]) -> None:
     modules = {path.relative_to(ROOT / top).parts[0] for path in files(ROOT / top)}
-    assert modules == {room}
+    assert modules == rooms
 
 
 def test_imports_are_read_everywhere_and_relative_ones_in_full() -> None:

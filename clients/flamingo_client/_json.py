@@ -1,6 +1,9 @@
 """Reads JSON objects field by field. Fields nobody asks for are never looked at."""
 
+import base64
+import binascii
 import json
+import struct
 from typing import TypeAlias, TypeVar
 
 from flamingo_client.errors import AnswerError
@@ -32,6 +35,14 @@ class Fields:
 
     def wholes(self, name: str) -> tuple[int, ...]:
         return tuple(_expect(item, int, name) for item in self._list(name))
+
+    def floats(self, name: str) -> tuple[float, ...]:
+        """Numbers from base64 of little-endian 32-bit floats."""
+        try:
+            data = base64.b64decode(self.text(name), validate=True)
+            return tuple(value for (value,) in struct.iter_unpack("<f", data))
+        except (binascii.Error, struct.error) as error:
+            raise AnswerError(f"{name!r} in the answer holds no numbers: {error}") from error
 
     def child(self, name: str) -> "Fields":
         """The object under `name`; an empty one if absent."""

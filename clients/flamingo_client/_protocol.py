@@ -21,16 +21,18 @@ from flamingo_client.errors import (
 )
 from flamingo_client.options import (
     ClassifyOptions,
+    EmbeddingsOptions,
     GenerateOptions,
     ScoreOptions,
     fields_from,
 )
-from flamingo_client.parts import Prompt, parts_from
+from flamingo_client.parts import ImagePart, Prompt, VideoPart, parts_from
 from flamingo_client.sse import ServerSentEvent, SSEDecoder
 from flamingo_client.types import (
     Adapter,
     Classification,
     Done,
+    Embeddings,
     End,
     Event,
     Generation,
@@ -153,6 +155,17 @@ def score_request(
     return settings.request("POST", "/v1/score", {**_prompt(prompt), **fields})
 
 
+def embeddings_request(
+    settings: Settings, media: Sequence[ImagePart | VideoPart], options: EmbeddingsOptions
+) -> httpx.Request:
+    """Asks where pictures and films lie. Raises TypeError for an unknown option or a lone part."""
+    if isinstance(media, str | Mapping):
+        raise TypeError("embeddings takes a list of pictures and films")
+    fields = fields_from(options, EmbeddingsOptions)
+    body = {"input": list(media), "encoding_format": "base64", **fields}
+    return settings.request("POST", "/v1/embeddings", body)
+
+
 def _texts(name: str, texts: Sequence[str]) -> list[str]:
     if isinstance(texts, str):  # its letters would be sent, one by one
         raise TypeError(f"{name} takes a list of strings, not one string")
@@ -212,6 +225,11 @@ def adapter_from(body: bytes) -> Adapter:
 def still_running_from(body: bytes) -> int:
     """As `generation_from`."""
     return Fields(object_from(body)).whole("requests", 0)
+
+
+def embeddings_from(body: bytes) -> Embeddings:
+    """As `generation_from`."""
+    return Embeddings.from_fields(Fields(object_from(body)))
 
 
 @contextmanager

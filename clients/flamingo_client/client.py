@@ -18,6 +18,8 @@ from flamingo_client._protocol import (
     adapters_request,
     classification_from,
     classify_request,
+    embeddings_from,
+    embeddings_request,
     generate_request,
     generation_from,
     load_adapter_request,
@@ -33,9 +35,14 @@ from flamingo_client._protocol import (
 )
 from flamingo_client._retry import Retry
 from flamingo_client.errors import ConnectionFailed, FlamingoError, UnavailableError, error_from
-from flamingo_client.options import ClassifyOptions, GenerateOptions, ScoreOptions
-from flamingo_client.parts import Prompt
-from flamingo_client.types import Adapter, Classification, Event, Generation, Scores
+from flamingo_client.options import (
+    ClassifyOptions,
+    EmbeddingsOptions,
+    GenerateOptions,
+    ScoreOptions,
+)
+from flamingo_client.parts import ImagePart, Prompt, VideoPart
+from flamingo_client.types import Adapter, Classification, Embeddings, Event, Generation, Scores
 
 
 class EventStream(Iterator[Event]):
@@ -132,6 +139,13 @@ class FlamingoClient:
         """No new request may name it; the number of those that still run with it, and finish."""
         request = unload_adapter_request(self._settings, name)
         return still_running_from(self._read(self._send(request)))
+
+    def embeddings(
+        self, media: Sequence[ImagePart | VideoPart], **options: Unpack[EmbeddingsOptions]
+    ) -> Embeddings:
+        """Where the vision tower sees each picture or film."""
+        request = embeddings_request(self._settings, media, options)
+        return embeddings_from(self._read(self._send(request)))
 
     def health(self) -> bool:
         """Whether the server's process lives. Never retried: a probe asks about now."""

@@ -100,7 +100,13 @@ class ScoreOptions(PromptOptions, total=False):
     """Options of `score`."""
 
 
-Options: TypeAlias = GenerateOptions | ClassifyOptions | ScoreOptions
+class EmbeddingsOptions(TypedDict, total=False):
+    """Options of `embeddings`."""
+
+    model: str | None
+
+
+Options: TypeAlias = GenerateOptions | ClassifyOptions | ScoreOptions | EmbeddingsOptions
 
 
 def fields_from(options: Options, kind: type[Options] = GenerateOptions) -> dict[str, object]:

@@ -219,6 +219,26 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
+class Embeddings:
+    """Of each picture or film, in the order of the request, its features: a vector of length 1.
+
+    Their products are cosines: of a picture with itself 1, the larger the more alike.
+    """
+
+    model: str
+    vectors: tuple[tuple[float, ...], ...]
+    usage: Usage
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> "Embeddings":
+        return cls(
+            model=fields.text("model"),
+            vectors=tuple(one.floats("embedding") for one in fields.children("data")),
+            usage=Usage.from_fields(fields.child("usage")),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     """The request was admitted; `usage` and `prompt_logprobs` are those of its prompt."""
 

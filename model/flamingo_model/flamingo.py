@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import FlamingoConfig
@@ -49,6 +50,14 @@ class Flamingo(nn.Module):
         features = self.vision(pixels.flatten(0, 1))  # [N*T, S, dim]
         latents: Tensor = self.resampler(features.unflatten(0, (num_media, num_frames)))
         return latents
+
+    def embed_media(self, pixels: Tensor) -> Tensor:
+        """[N, T, 3, H, W] normalised pixels → [N, dim] of length 1: the frozen tower's features,
+        averaged over the tokens of a frame and the frames of a film. RICES compares these.
+        """
+        num_media, num_frames = pixels.shape[:2]
+        features = self.vision(pixels.flatten(0, 1)).float().mean(1)  # [N*T, dim]
+        return F.normalize(features.unflatten(0, (num_media, num_frames)).mean(1), dim=-1)
 
     def project_media(self, latents: Tensor) -> MediaKV:
         """[..., R, dim] → keys and values of every block: the one projection a media ever needs."""

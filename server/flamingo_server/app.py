@@ -22,7 +22,7 @@ from .config import Settings
 from .errors import BadRequest, FlamingoError, NotFound, OutOfRange, Unavailable
 from .metrics import CountAnswers
 from .protocol.prompt import TASK_KINDS
-from .routes import adapters, classify, generate, operation, render
+from .routes import adapters, classify, embeddings, generate, operation, render
 from .service import Service
 from .sse import to_error
 from .threads import in_passing_thread
@@ -54,6 +54,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.service = service
     app.include_router(generate.router)
     app.include_router(classify.router)
+    app.include_router(embeddings.router)
     app.include_router(render.router)
     app.include_router(adapters.router)
     app.include_router(operation.router)

@@ -1,4 +1,4 @@
-"""The command line: `flamingo serve`, `generate`, `classify`, `convert` and `models`.
+"""The command line: `flamingo serve`, `generate`, `classify`, `eval`, `convert` and `models`.
 
 Imports of torch and the server stay inside the commands, so that `--help` answers at once.
 """
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = build_parser()
-    chosen = parser.parse_args(arguments)
+    chosen, rest = parser.parse_known_args(arguments)
+    if rest and chosen.run is not evaluate:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    chosen.rest = rest
     try:
         chosen.run(chosen)
     except KeyboardInterrupt:
@@ -37,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_serve(commands)
     add_generate(commands)
     add_classify(commands)
+    add_eval(commands)
     add_convert(commands)
     add_models(commands)
     return parser
@@ -142,6 +146,21 @@ def classify(chosen: argparse.Namespace) -> None:
             found = client.classify(parts, candidates=candidates, adapter=chosen.adapter)
         for candidate in found.candidates:
             print(f"{candidate.probability:7.4f}  {candidate.sum:9.3f}  {candidate.text}")
+
+
+def add_eval(commands: Any) -> None:
+    """It reads its arguments itself, because its tasks are many and slow to import."""
+    text = "few-shot benchmarks against a running server: flamingo eval --help"
+    parser = commands.add_parser("eval", help=text, add_help=False)
+    parser.set_defaults(run=evaluate)
+
+
+def evaluate(chosen: argparse.Namespace) -> None:
+    try:
+        from flamingo_eval import cli
+    except ImportError as error:
+        sys.exit(f"flamingo eval: {error}: install flamingo-client[eval]")
+    cli.main(chosen.rest)
 
 
 @contextmanager

@@ -342,7 +342,9 @@ def test_an_exam_says_of_every_picture_what_it_shows(tmp_path: Path) -> None:
     exam.write(tmp_path / "exam.zip")
     with zipfile.ZipFile(tmp_path / "exam.zip") as archive:
         index = json.loads(archive.read("index.json"))
-        assert {row["file"] for row in index["pictures"]} == set(archive.namelist()) - {"index.json"}
+        assert {row["file"] for row in index["pictures"]} == set(archive.namelist()) - {
+            "index.json"
+        }
         film = next(row for row in index["pictures"] if row["kind"] == "film")
         with Image.open(BytesIO(archive.read(film["file"]))) as opened:
             assert getattr(opened, "n_frames", 1) == 6

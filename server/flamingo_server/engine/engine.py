@@ -24,11 +24,12 @@ from .beam_answers import BeamAnswers
 from .blocks import BlockPool
 from .choice import Choice
 from .detokenize import Detokenizer
+from .embedder import Embedder, EmbedJob
 from .latents_store import LatentsStore
 from .limits import EngineLimits
 from .media_cache import MediaCache
 from .media_loader import MediaLoader
-from .request import Event, LoadedAdapter, Prompt, Request, Sampling, Sequence, Task
+from .request import Event, LoadedAdapter, Media, Prompt, Request, Sampling, Sequence, Task
 from .runner import ENCODE_AT_ONCE, Runner
 from .sampling import Rules
 from .scheduler import Plan, Scheduler
@@ -71,7 +72,7 @@ class Submission:
 class RequestHandle:
     """What a submitter keeps: the way to cancel."""
 
-    def __init__(self, engine: Engine, request: Request) -> None:
+    def __init__(self, engine: Engine, request: Request | EmbedJob) -> None:
         self.engine, self.request = engine, request
 
     def cancel(self) -> None:
@@ -110,7 +111,8 @@ class Engine:
             self.media,
             limits.is_deterministic,
         )
-        self.inbox: queue.SimpleQueue[tuple[str, Request | None]] = queue.SimpleQueue()
+        self.embedder = Embedder(runner)
+        self.inbox: queue.SimpleQueue[tuple[str, Request | EmbedJob | None]] = queue.SimpleQueue()
         self.num_requests = self.num_places = 0  # guarded by `lock`
         self.lock = threading.Lock()
         self.is_draining = self.has_stopped = False
@@ -185,6 +187,10 @@ class Engine:
         request.task = ScoredCandidates(self, request, candidates, self.limits.trie_at_once)
         return self.submit(request)
 
+    def embed(self, media: list[Media], deliver: Deliver) -> RequestHandle:
+        """Answers with Embedded, or an exception. Raises Draining."""
+        return self.submit(EmbedJob(media, deliver))
+
     def new_request(self, what: Submission, reuses_prefix: bool = True) -> Request:
         request = Request(
             what.id,
@@ -200,7 +206,7 @@ class Engine:
         request.sequences = [Sequence(request, list(what.prompt.token_ids))]
         return request
 
-    def submit(self, request: Request) -> RequestHandle:
+    def submit(self, request: Request | EmbedJob) -> RequestHandle:
         with self.lock:
             self.check_open()
             self.num_requests += 1
@@ -283,6 +289,7 @@ class Engine:
         for request in self.scheduler.admit():
             request.scheduled = request.scheduled or time.monotonic()
         self.load_media()
+        self.embed_media()
         plan = self.scheduler.schedule()
         try:
             if plan:
@@ -294,7 +301,8 @@ class Engine:
 
     def take_inbox(self) -> bool:
         """Waits for work when there is none. False: stop."""
-        is_idle = not self.scheduler.running and not self.scheduler.waiting
+        busy = self.scheduler.running or self.scheduler.waiting or self.embedder.jobs
+        is_idle = not busy
         if is_idle:
             self.check_integrity()
         while is_idle or not self.inbox.empty():
@@ -302,11 +310,20 @@ class Engine:
             is_idle = False
             if request is None:
                 return False
-            if action == "add":
+            if isinstance(request, EmbedJob):
+                self.take_job(action, request)
+            elif action == "add":
                 self.scheduler.add(request)
             else:
                 self.abort(request)
         return True
+
+    def take_job(self, action: str, job: EmbedJob) -> None:
+        if action == "add":
+            self.embedder.add(job)
+        elif job in self.embedder.jobs:  # its client has gone
+            self.embedder.jobs.remove(job)
+            self.count_out()
 
     def expire(self) -> None:
         for request in [r for r in self.scheduler.requests() if r.has_expired]:
@@ -328,6 +345,16 @@ class Engine:
         at_once = self.limits.media_at_once if is_busy else ENCODE_AT_ONCE
         for request, error in self.loader.load(waiting, at_once):
             self.fail(request, failure(error))
+
+    def embed_media(self) -> None:
+        """As `load_media`: few at a time while others wait for their tokens."""
+        if not self.embedder.jobs:
+            return
+        is_busy = bool(self.scheduler.running)
+        at_once = self.limits.media_at_once if is_busy else ENCODE_AT_ONCE
+        for job, event in self.embedder.advance(at_once):
+            self.count_out()
+            job.deliver(failure(event) if isinstance(event, Exception) else event)
 
     def advance(self, plan: Plan) -> None:
         """Runs the plan, and hands each sequence's logits to its request's task."""
@@ -365,6 +392,9 @@ class Engine:
 
     def release(self, request: Request) -> None:
         self.scheduler.remove(request)
+        self.count_out()
+
+    def count_out(self) -> None:
         with self.lock:
             self.num_requests -= 1
 
@@ -374,10 +404,17 @@ class Engine:
             self.has_stopped = True
         while not self.inbox.empty():
             action, request = self.inbox.get()
-            if action == "add" and request is not None:
+            if isinstance(request, EmbedJob):
+                self.take_job(action, request)
+            elif action == "add" and request is not None:
                 self.scheduler.add(request)
+        stopped = Draining("the server stopped before the answer was complete")
         for request in list(self.scheduler.requests()):
-            self.close(request, Draining("the server stopped before the answer was complete"))
+            self.close(request, stopped)
+        for job in self.embedder.jobs:
+            self.count_out()
+            job.deliver(stopped)
+        self.embedder.jobs.clear()
 
     def check_integrity(self) -> None:
         """With nobody left, nothing is held."""

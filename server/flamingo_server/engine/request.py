@@ -182,6 +182,14 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class Embedded:
+    """Of each media its features, of length 1; `num_cached` of them were known before."""
+
+    vectors: list[list[float]]
+    num_cached: int
+
+
+@dataclass(frozen=True)
 class Ended:
     """`commit_lag`: of a beam search, the most tokens its best hypothesis had beyond the committed
     ones after a step."""
@@ -191,7 +199,7 @@ class Ended:
     commit_lag: int | None = None
 
 
-Event = Started | Text | Draft | Finished | Scored | Ended | Exception
+Event = Started | Text | Draft | Finished | Scored | Embedded | Ended | Exception
 """An exception travels the same road as tokens, and ends the request."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import groupby
 
 import numpy as np
@@ -57,20 +58,32 @@ class Runner:
     @torch.inference_mode()
     def encode(self, media: list[Media]) -> list[Tensor]:
         """The latents [R, dim] of each, those of equally many frames and one adapter together."""
-        latents: dict[str, Tensor] = {}
+        return self.in_chunks(media, self.encode_chunk)
+
+    def in_chunks(
+        self, media: list[Media], compute: Callable[[list[Media]], Tensor]
+    ) -> list[Tensor]:
+        found: dict[str, Tensor] = {}
         at_once = 1 if self.is_deterministic else ENCODE_AT_ONCE
         for num_frames, adapter in dict.fromkeys((len(m.pixels), m.adapter) for m in media):
             alike = [m for m in media if len(m.pixels) == num_frames and m.adapter is adapter]
             for start in range(0, len(alike), at_once):
                 chunk = alike[start : start + at_once]
-                for one, encoded in zip(chunk, self.encode_chunk(chunk), strict=True):
-                    latents[one.digest] = encoded.clone()  # a view would keep its whole chunk
-        return [latents[m.digest] for m in media]
+                for one, computed in zip(chunk, compute(chunk), strict=True):
+                    found[one.digest] = computed.clone()  # a view would keep its whole chunk
+        return [found[m.digest] for m in media]
 
     def encode_chunk(self, media: list[Media]) -> Tensor:
-        model = self.model_of(media[0].adapter)
+        return self.model_of(media[0].adapter).encode_media(self.pixels(media))
+
+    def pixels(self, media: list[Media]) -> Tensor:
         pixels = self.transform.normalise(np.stack([m.pixels for m in media]))
-        return model.encode_media(torch.from_numpy(pixels).to(self.device, self.dtype))
+        return torch.from_numpy(pixels).to(self.device, self.dtype)
+
+    @torch.inference_mode()
+    def embed(self, media: list[Media]) -> list[Tensor]:
+        """The pooled features [dim] of each, float32 on the CPU; batched as in `encode`."""
+        return self.in_chunks(media, lambda chunk: self.model.embed_media(self.pixels(chunk)).cpu())
 
     def to_device(self, latents: Tensor) -> Tensor:
         return latents.to(self.device, self.dtype)

@@ -15,6 +15,7 @@ from fastapi import APIRouter, Request, Response
 from ..engine.engine import RequestHandle, Submission
 from ..engine.request import (
     Draft,
+    Embedded,
     Ended,
     Event,
     Finished,
@@ -139,7 +140,7 @@ async def whole(
                 raise to_error(event)
             case Started():
                 prompt_logprobs = event.prompt_logprobs
-            case Draft() | Scored():
+            case Draft() | Scored() | Embedded():
                 pass
             case Text():
                 texts.setdefault(event.index, []).append(event)

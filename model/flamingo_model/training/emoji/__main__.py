@@ -84,7 +84,9 @@ def train_all(run: Path, seed: int, scale: float) -> Flamingo:
     stage(
         nn.ModuleList([model.decoder, stand_ins]),
         run / "language.safetensors",
-        lambda: train_language(model.decoder, stand_ins, encoder, glosses(), names, run, seed, steps(900)),
+        lambda: train_language(
+            model.decoder, stand_ins, encoder, glosses(), names, run, seed, steps(900)
+        ),
     )
     builder = PoolBuilder(model.vision, heads, config.vision, sprites, seed)
     pool = builder.training(Sizes())
@@ -108,7 +110,9 @@ def train_all(run: Path, seed: int, scale: float) -> Flamingo:
 def load_tokenizer(path: Path, sprites: Sprites, seed: int) -> Tokenizer:
     if not path.exists():
         names = [sprites.names[i] for i in sprites.known()]
-        tasks = Tasks(TextGallery(names, names, np.random.default_rng(seed)), np.random.default_rng(seed))
+        tasks = Tasks(
+            TextGallery(names, names, np.random.default_rng(seed)), np.random.default_rng(seed)
+        )
         drawn = [draw() for draw in tasks.kinds.values() for _ in range(300)]
         train_tokenizer(corpus(names, drawn, seed), VOCAB_SIZE).save(str(path))
     return Tokenizer.from_file(str(path))

@@ -148,7 +148,9 @@ def contrastive_loss(
     emoji = torch.tensor([s.sprite < len(sprites.names) for s in scenes])
     pair = torch.tensor([s.second is not None for s in scenes])
     num_views = EMOJI_VIEWS + DRAWING_VIEWS
-    text = heads.embed_text([caption_words(s, sprites) for s in scenes if s.sprite < len(sprites.names)])
+    text = heads.embed_text(
+        [caption_words(s, sprites) for s in scenes if s.sprite < len(sprites.names)]
+    )
     first = torch.tensor([s.sprite for s in scenes])
     second = torch.tensor([s.second or 0 for s in scenes])
 
@@ -210,7 +212,11 @@ def train_vision(
 
 @torch.no_grad()
 def evaluate(
-    tower: nn.Module, heads: ContrastiveHeads, sprites: Sprites, config: VisionConfig, num: int = 256
+    tower: nn.Module,
+    heads: ContrastiveHeads,
+    sprites: Sprites,
+    config: VisionConfig,
+    num: int = 256,
 ) -> dict[str, float]:
     """Held-out emoji by their nearest single example among five; known ones among all names."""
     world = SceneWorld(sprites, np.random.default_rng(0))

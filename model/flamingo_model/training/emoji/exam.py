@@ -135,7 +135,13 @@ def film_file(frames: Pixels) -> bytes:
     first, *rest = (Image.fromarray(frame) for frame in frames)
     file = io.BytesIO()
     first.save(
-        file, "WEBP", save_all=True, append_images=rest, duration=FRAME_MS, quality=QUALITY, method=4
+        file,
+        "WEBP",
+        save_all=True,
+        append_images=rest,
+        duration=FRAME_MS,
+        quality=QUALITY,
+        method=4,
     )
     return file.getvalue()
 

@@ -190,9 +190,7 @@ def look_one_back(decoder: Decoder, rows: slice, strength: float = 6.0) -> None:
         projection.bias[rows] = bias * strength
 
 
-def hidden_states(
-    decoder: Decoder, batch: dict[str, Tensor], vectors: Tensor
-) -> Tensor:
+def hidden_states(decoder: Decoder, batch: dict[str, Tensor], vectors: Tensor) -> Tensor:
     """[B, T, dim]; `vectors` [P, dim] are added to the tokens that see each picture."""
     num_rows, length = batch["ids"].shape
     attend = DenseSelfAttention(num_rows, length, reach(decoder.config), batch["segments"])

@@ -217,7 +217,9 @@ def training_loss(
 ) -> Tensor:
     """The mean of the kinds' losses, and a little of the alignment of the pictures shown."""
     drawn = [
-        encoder.examples(tasks.kinds[kind](), kind) for kind, num in PER_STEP.items() for _ in range(num)
+        encoder.examples(tasks.kinds[kind](), kind)
+        for kind, num in PER_STEP.items()
+        for _ in range(num)
     ]
     numbers = sorted({picture.number for tokens in drawn for picture in tokens.pictures})
     with activations():
@@ -297,9 +299,7 @@ def evaluate(
     return figures
 
 
-def share_right(
-    model: Flamingo, encoder: Encoder, pool: Pool, drawn: Sequence[Tokens]
-) -> float:
+def share_right(model: Flamingo, encoder: Encoder, pool: Pool, drawn: Sequence[Tokens]) -> float:
     """Of documents whose last answer alone is weighted: how many have all of its tokens right."""
     wrong = 0
     for start in range(0, len(drawn), 32):

@@ -86,7 +86,12 @@ class PoolBuilder:
         sprites: Sprites,
         seed: int,
     ) -> None:
-        self.tower, self.heads, self.config, self.sprites = tower.eval(), heads.eval(), config, sprites
+        self.tower, self.heads, self.config, self.sprites = (
+            tower.eval(),
+            heads.eval(),
+            config,
+            sprites,
+        )
         self.rng = np.random.default_rng(seed)
 
     def build(self, scenes: Sequence[Scene | Film]) -> Pool:

@@ -58,7 +58,9 @@ def fact_words(shown: Shown, encoder: Encoder) -> list[int]:
 class TextGallery:
     """Draws what pictures might show, without pictures; one name in four is any noun."""
 
-    def __init__(self, names: Sequence[str], nouns: Sequence[str], rng: np.random.Generator) -> None:
+    def __init__(
+        self, names: Sequence[str], nouns: Sequence[str], rng: np.random.Generator
+    ) -> None:
         self.names, self.nouns, self.rng = names, nouns, rng
 
     def name(self) -> str:
@@ -126,7 +128,9 @@ def blurred(vectors: Tensor, generator: torch.Generator) -> Tensor:
 
 def stand_in_tensors(pictures: Sequence[Shown], encoder: Encoder) -> tuple[Tensor, Tensor]:
     words = torch.tensor([fact_words(shown, encoder) for shown in pictures])
-    codes = np.stack([np.zeros(CODE_DIM, np.float32) if p.code is None else p.code for p in pictures])
+    codes = np.stack(
+        [np.zeros(CODE_DIM, np.float32) if p.code is None else p.code for p in pictures]
+    )
     return words, torch.from_numpy(codes)
 
 

@@ -231,7 +231,10 @@ class Tasks:
         if shown is None:
             shown = self.gallery.pair() if self.rng.random() < 0.5 else self.gallery.single()
         is_there = self.rng.random() < 0.5
-        return Example(*yes_no_question(shown, self.pick(shown.names) if is_there else self.gallery.name()), shown)
+        return Example(
+            *yes_no_question(shown, self.pick(shown.names) if is_there else self.gallery.name()),
+            shown,
+        )
 
     def motion(self, shown: Shown | None = None) -> Example:
         shown = shown if shown is not None and shown.motion else self.gallery.film()

@@ -1,0 +1,1 @@
+"""Few-shot benchmarks over HTTP: what a running server's model knows, and learns from examples."""
