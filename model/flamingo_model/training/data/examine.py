@@ -72,7 +72,7 @@ def _examine(document: Document, tokenizer: str | None) -> Finding:
             digest.update(media[-1].digest)
         else:
             texts.append(part.text)
-            digest.update(f"\0{part.text}\0".encode())
+            digest.update(f"\0{part.learned}\0{part.text}\0".encode())
     return Finding(
         document.place,
         words=sum(len(text.split()) for text in texts),

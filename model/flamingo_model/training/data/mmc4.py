@@ -114,7 +114,8 @@ def _by_sentence(
         try:
             at = _matched(info, num_sentences)
             if _is_similar(info, options.min_similarity):
-                found.setdefault(at, []).append(MediaPart("image", _picture(info, read)))
+                picture = MediaPart("image", _picture(info, read))
+                found.setdefault(at, []).append(picture)
         except Missing as problem:
             if not options.drop_missing:
                 raise Missing(f"image_info[{number}]: {problem}") from None

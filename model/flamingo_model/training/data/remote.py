@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from functools import cache
 from typing import IO
 from urllib.parse import urlsplit
 
@@ -17,7 +18,7 @@ _TIMEOUT = httpx.Timeout(30)
 _PASSING = (408, 425, 429)  # statuses below 500 that another try may mend
 
 
-def fetch(url: str, file: IO[bytes], wait_s: float = _WAIT_S) -> None:
+def fetch(url: str, file: IO[bytes]) -> None:
     """Fills an empty file; a connection that breaks is taken up where it broke.
 
     Raises:
@@ -28,7 +29,7 @@ def fetch(url: str, file: IO[bytes], wait_s: float = _WAIT_S) -> None:
     reason = ""
     for attempt in range(_TRIES):
         if attempt:
-            time.sleep(wait_s * 2 ** (attempt - 1))
+            time.sleep(_WAIT_S * 2 ** (attempt - 1))
         try:
             return _go_on(url, file)
         except httpx.HTTPStatusError as error:
@@ -49,9 +50,7 @@ def host(url: str) -> str:
 def _go_on(url: str, file: IO[bytes]) -> None:
     at = file.tell()
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={at}-"} if at else {})}
-    with httpx.stream(
-        "GET", url, headers=headers, timeout=_TIMEOUT, follow_redirects=True
-    ) as response:
+    with _client().stream("GET", url, headers=headers) as response:
         if response.status_code == 416:  # all of it was there
             return
         response.raise_for_status()
@@ -60,6 +59,13 @@ def _go_on(url: str, file: IO[bytes]) -> None:
             file.truncate()
         for piece in response.iter_bytes():
             file.write(piece)
+
+
+@cache
+def _client() -> httpx.Client:
+    """One for all, since loading the certificates takes long; it keeps no connection open."""
+    alone = httpx.Limits(max_keepalive_connections=0)
+    return httpx.Client(limits=alone, timeout=_TIMEOUT, follow_redirects=True)
 
 
 def _starts_at(response: httpx.Response, at: int) -> bool:

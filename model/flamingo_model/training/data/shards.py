@@ -35,7 +35,7 @@ class Shard:
         weakref.finalize(self, file.close)
         try:
             self._index()
-        except (tarfile.TarError, ValueError, OverflowError) as error:
+        except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
             self.damage = f"cut off or damaged after {len(self.members):,} files ({error})"
 
     def read(self, name: str) -> bytes:
@@ -94,15 +94,19 @@ class Shards:
         return cls(tuple(paths), tuple(names), mix, Path(cache) if cache else None)
 
     def load(self, at: int) -> Shard:
-        """Raises Missing, OSError or SourceError."""
+        """Raises Missing; SourceError where a server cannot be reached; OSError, ours, as well."""
         path = self.paths[at]
         if not is_url(path):
-            return Shard(self.names[at], open(path, "rb"))
-        if self.cache is None:
-            file = tempfile.TemporaryFile(prefix="flamingo-")
+            return Shard(self.names[at], _open(path))
+        if self.cache is not None:
+            return Shard(self.names[at], self._cached(path, self.cache).open("rb"))
+        file = tempfile.TemporaryFile(prefix="flamingo-")
+        try:
             fetch(path, file)
-            return Shard(self.names[at], file)
-        return Shard(self.names[at], open(self._cached(path, self.cache), "rb"))
+        except BaseException:
+            file.close()
+            raise
+        return Shard(self.names[at], file)
 
     def _cached(self, url: str, folder: Path) -> Path:
         digest = hashlib.sha256(url.encode()).hexdigest()[:16]
@@ -143,6 +147,13 @@ class ShardSource(ABC):
         name = self.shards.names[number]
         try:
             shard = self.shards.load(number)
-        except (Missing, OSError) as error:
-            return [bad(name, str(error))]
+        except Missing as problem:
+            return [bad(name, str(problem))]
         return self.records(shard) + ([bad(name, shard.damage)] if shard.damage else [])
+
+
+def _open(path: str) -> IO[bytes]:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise Missing(f"it cannot be opened: {error.strerror}") from None
