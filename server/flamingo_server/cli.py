@@ -262,7 +262,7 @@ def add_data(commands: Any) -> None:
         metavar="NAME=VALUE",
         help="the format's own, such as root=FOLDER; may be repeated",
     )
-    check.add_argument("--max-bad-share", type=float, default=None, help="as for training (0.01)")
+    check.add_argument("--max-bad-share", type=share, default=0.01, help="from 0 to 1 (0.01)")
     check.add_argument(
         "--limit", type=count, default=None, help="a sample of so many records (all)"
     )
@@ -274,6 +274,12 @@ def add_data(commands: Any) -> None:
 def count(text: str) -> int:
     if (number := int(text)) < 1:
         raise ValueError("at least 1")
+    return number
+
+
+def share(text: str) -> float:
+    if not 0 <= (number := float(text)) <= 1:
+        raise ValueError("from 0 to 1")
     return number
 
 
@@ -293,8 +299,7 @@ def check_data(chosen: argparse.Namespace) -> None:
 
     from flamingo_model.training.data.check import Checking, check
     from flamingo_model.training.data.problems import SourceError
-    from flamingo_model.training.data.report import print_report, records_bar
-    from flamingo_model.training.data.skipper import Skipper, TooManyBad
+    from flamingo_model.training.data.report import TooManyBad, print_report, records_bar
     from flamingo_model.training.data.source import find_format, open_source
 
     from .media.spawn import BareSpawnContext
@@ -306,9 +311,7 @@ def check_data(chosen: argparse.Namespace) -> None:
         limit_memory=partial(limit_memory, 2 * 2**30),
         context=BareSpawnContext(),
     )
-    share = {} if chosen.max_bad_share is None else {"max_bad_share": chosen.max_bad_share}
     try:
-        judge = Skipper(**share)
         format, _ = find_format(chosen.path, chosen.format)
         source = open_source(chosen.path, format, **dict(chosen.option))
         with records_bar(chosen.path, source, how.limit) as advance:
@@ -317,8 +320,7 @@ def check_data(chosen: argparse.Namespace) -> None:
             print(json.dumps({"format": format, **report.to_dict()}, indent=2, ensure_ascii=False))
         else:
             print_report(report, f"{chosen.path} ({format})")
-        judge.count(report.documents, report.bad)
-        judge.check(enough=1)
+        report.judge(chosen.max_bad_share)
     except (SourceError, TooManyBad, TypeError, ValueError, OSError) as error:
         sys.exit(f"flamingo data check: {error}")
 

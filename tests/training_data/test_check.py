@@ -12,7 +12,7 @@ import pytest
 from films import film
 from flamingo_model.training.data.check import Checking, check
 from flamingo_model.training.data.problems import SourceError
-from flamingo_model.training.data.report import Report
+from flamingo_model.training.data.report import Report, TooManyBad
 from flamingo_model.training.data.source import open_source
 from flamingo_server.cli import main
 from training_data.hostile import fragile
@@ -122,6 +122,14 @@ def test_shards_are_checked_like_files(tmp_path: Path) -> None:
     assert [place for place, _ in found.bad_records] == ["1.tar", "2.tar:0"]
 
 
+def test_a_share_that_is_just_reached_is_allowed_and_no_records_are_not(found: Report) -> None:
+    found.judge(4 / 12)
+    with pytest.raises(TooManyBad, match=r"4 of 12 records are bad \(33.333%\); at most 33.000%"):
+        found.judge(0.33)
+    with pytest.raises(TooManyBad, match="0 of 0"):
+        replace(found, documents=0, bad=0).judge(1.0)
+
+
 # The command
 
 
@@ -166,7 +174,6 @@ def test_options_of_a_format_are_given_by_name(
         (["none"], "none does not exist"),
         (["{}", "--format", "coco"], "unknown format 'coco'"),
         (["{}", "--option", "rot=1"], "has no option 'rot'"),
-        (["{}", "--max-bad-share", "2"], "max_bad_share is 2.0"),
     ],
 )
 def test_what_cannot_be_checked_is_the_last_line(
@@ -176,7 +183,9 @@ def test_what_cannot_be_checked_is_the_last_line(
         main(["data", "check", *(text.format(mixed) for text in arguments)])
 
 
-@pytest.mark.parametrize("arguments", [["--limit", "0"], ["--jobs", "x"], ["--option", "root"]])
+@pytest.mark.parametrize(
+    "arguments", [["--limit", "0"], ["--jobs", "x"], ["--option", "root"], ["--max-bad-share", "2"]]
+)
 def test_a_flag_out_of_range_is_refused_by_name(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,6 +110,18 @@ def test_without_a_cache_nothing_stays_open_once_records_are_gone(host: Host) ->
     assert len(os.listdir("/proc/self/fd")) == before + 3
     held.clear()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_next_shards_are_fetched_while_these_are_read(host: Host) -> None:
+    """Two groups at most: a third would fill the disk."""
+    source = open_source(f"{host.url}/s-{{0..2}}.tar", mix=1)
+    going = source.epoch(0, 0)
+    next(going)
+    deadline = time.monotonic() + 20
+    while len(host.asked) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(host.asked) == 2
+    assert len(list(going)) == 5 and len(host.asked) == 3
 
 
 def test_only_shards_are_read_from_afar(host: Host) -> None:

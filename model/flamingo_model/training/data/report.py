@@ -24,6 +24,10 @@ _SHOWN = 20
 _EXAMPLES = 20
 
 
+class TooManyBad(ValueError):
+    """More of a source is bad than was allowed."""
+
+
 @dataclass(frozen=True)
 class Report:
     """`documents` counts good ones, and all that follows is of those alone.
@@ -51,6 +55,15 @@ class Report:
     @property
     def records(self) -> int:
         return self.documents + self.bad
+
+    def judge(self, max_bad_share: float) -> None:
+        """Raises TooManyBad, also where there is no record at all."""
+        if self.bad > max_bad_share * self.records or not self.records:
+            share = f" ({self.bad / self.records:.3%})" if self.records else ""
+            raise TooManyBad(
+                f"{self.bad:,} of {self.records:,} records are bad{share}; "
+                f"at most {max_bad_share:.3%} may be"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return {"records": self.records, **asdict(self)}

@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,9 @@ class Rows:
     def __init__(self, paths: Sequence[str], spans: Spans) -> None:
         found = [Path(path) for path in paths]
         self.files = [
-            RowFile(path, name, np.array(list(spans(path)), np.int64).reshape(-1, 3))
+            RowFile(
+                path, name, np.fromiter(chain.from_iterable(spans(path)), np.int64).reshape(-1, 3)
+            )
             for path, name in zip(found, short_names(found), strict=True)
         ]
         self.ends = np.cumsum([len(file.spans) for file in self.files])

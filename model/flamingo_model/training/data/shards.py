@@ -9,10 +9,13 @@ import tarfile
 import tempfile
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Self
+from threading import Thread
+from typing import IO, Self, TypeVar
 from urllib.parse import urlsplit
 
 from .document import Record
@@ -20,6 +23,9 @@ from .files import MAX_BYTES, is_url
 from .order import permutation
 from .problems import Missing, Problem, SourceError, bad
 from .remote import fetch
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 class Shard:
@@ -134,14 +140,16 @@ class ShardSource(ABC):
         """In the order of the file; opens nothing."""
 
     def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Record]:
-        order = permutation(len(self.shards.paths), seed, epoch)
-        for at in range(0, len(order), self.shards.mix):
-            group = order[at : at + self.shards.mix]
-            records = [record for number in group for record in self._of_shard(number)]
+        order, mix = permutation(len(self.shards.paths), seed, epoch), self.shards.mix
+        groups = [order[at : at + mix].tolist() for at in range(0, len(order), mix)]
+        for number, records in enumerate(_one_ahead(self._of_group, groups)):
             if start < len(records):
-                mixed = permutation(len(records), seed, epoch, 1 + at)
-                yield from (records[number] for number in mixed[start:])
+                mixed = permutation(len(records), seed, epoch, 1 + number)
+                yield from (records[at] for at in mixed[start:])
             start = max(0, start - len(records))
+
+    def _of_group(self, group: Sequence[int]) -> list[Record]:
+        return [record for number in group for record in self._of_shard(number)]
 
     def _of_shard(self, number: int) -> list[Record]:
         name = self.shards.names[number]
@@ -150,6 +158,30 @@ class ShardSource(ABC):
         except Missing as problem:
             return [bad(name, str(problem))]
         return self.records(shard) + ([bad(name, shard.damage)] if shard.damage else [])
+
+
+def _one_ahead(load: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
+    """`map`, with the next call under way while what one gave is used."""
+    coming = deque[Future[_R]]()
+    for item in items:
+        coming.append(_in_thread(load, item))
+        if len(coming) > 1:
+            yield coming.popleft().result()
+    yield from (future.result() for future in coming)
+
+
+def _in_thread(load: Callable[[_T], _R], item: _T) -> Future[_R]:
+    """A daemon: a program that ends does not wait for a download."""
+    future = Future[_R]()
+
+    def run() -> None:
+        try:
+            future.set_result(load(item))
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return future
 
 
 def _open(path: str) -> IO[bytes]:
