@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,6 +130,13 @@ def test_a_share_that_is_just_reached_is_allowed_and_no_records_are_not(found: R
         found.judge(0.33)
     with pytest.raises(TooManyBad, match="0 of 0"):
         replace(found, documents=0, bad=0).judge(1.0)
+
+
+def test_a_check_loads_no_torch() -> None:
+    names = "check, report, source, media"
+    program = f"import sys; from flamingo_model.training.data import {names}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert not {"torch", "transformers"} & {*loaded.stdout.decode().split()}
 
 
 # The command

@@ -92,6 +92,16 @@ def test_a_bad_record_is_named_by_place_and_reason(row: Any, reason: str, tmp_pa
         record.read()
 
 
+@pytest.mark.parametrize("name", ["\ud800.png", "\x1b[2J.png", "a\nb.png", "\x00.png", "é" * 999])
+def test_no_name_can_break_or_steer_what_shows_it(name: str, tmp_path: Path) -> None:
+    row = {"parts": [{"image": name}, {"text": "a"}]}
+    (record,) = records(open_source(str(jsonl(tmp_path / "a.jsonl", [row]))))
+    with pytest.raises(BadRecord) as caught:
+        record.read()
+    assert str(caught.value).isprintable() and str(caught.value).encode()
+    assert len(str(caught.value)) < 400
+
+
 @pytest.mark.parametrize("line", ["{", "\xff\xfe", "[" * 100_000, '{"parts": [1e999999', "null"])
 def test_a_line_that_is_no_json_is_one_bad_record(line: str, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", b'{"parts": [{"text": "a"}]}\n' + line.encode("latin-1"))

@@ -92,6 +92,18 @@ def test_rows_of_csv_are_found_however_the_file_is_written(folder: Path) -> None
     ]
 
 
+def test_only_a_newline_ends_a_row(folder: Path) -> None:
+    text = "image, caption\na.png,one\u2028two\x0cthree\x85four\na.png,next\n"
+    first, second = documents(open_source(str(write(folder / "t.csv", text))))
+    assert shown(first)[1] == "one\u2028two\x0cthree\x85four" and shown(second)[1] == "next"
+
+
+def test_a_row_that_swallows_the_rest_of_the_file_is_refused_by_its_line(folder: Path) -> None:
+    text = 'image,caption\na.png,good\na.png,"never closed\n' + "a.png,b\n" * 20_000
+    with pytest.raises(SourceError, match=r"t\.csv:3: field larger than field limit"):
+        open_source(str(write(folder / "t.csv", text)))
+
+
 BAD_ROWS: list[tuple[bytes, str]] = [
     (b"a.png", "1 columns, where the header has 2"),
     (b"a.png,b,c", "3 columns"),

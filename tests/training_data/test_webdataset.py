@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,14 @@ def test_a_shard_that_went_away_is_a_bad_record(tmp_path: Path) -> None:
     (record,) = records(source)
     with pytest.raises(BadRecord, match=r"^s\.tar: .*No such file"):
         record.read()
+
+
+def test_threads_may_read_the_records_of_a_shard_at_once(tmp_path: Path) -> None:
+    found = records(open_source(str(tar(tmp_path / "s.tar", pairs(range(100))))))
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(lambda record: record.read(), found)) == [
+            record.read() for record in found
+        ]
 
 
 def test_links_and_devices_in_a_shard_lead_nowhere(tmp_path: Path) -> None:

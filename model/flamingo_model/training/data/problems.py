@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 
 from .document import BadRecord, Document, Part, Record, TextPart
 
+_LONGEST = 300  # characters of a place or a reason
+
 
 class SourceError(ValueError):
     """Nothing can be read at all: no such file, an unknown format or option, an empty table."""
@@ -21,14 +23,15 @@ class Missing(Problem):
 
 def record(place: str, parts: Callable[[], Iterable[Part]]) -> Record:
     """A record whose `read` raises `BadRecord`, and nothing else, for what is wrong with data."""
+    place = printable(place)
 
     def read() -> Document:
         try:
             return Document(_checked(tuple(parts())), place)
         except Problem as problem:
-            raise BadRecord(f"{place}: {problem}") from None
+            raise BadRecord(f"{place}: {printable(str(problem))}") from None
         except OSError as error:
-            raise BadRecord(f"{place}: cannot be read: {error.strerror or error}") from None
+            raise BadRecord(f"{place}: cannot be read: {printable(str(error))}") from None
 
     return Record(place, read)
 
@@ -40,6 +43,12 @@ def bad(place: str, reason: str) -> Record:
         raise Problem(reason)
 
     return record(place, parts)
+
+
+def printable(text: str) -> str:
+    """Names are a stranger's too: no terminal is steered by one, and no log fails to encode it."""
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:_LONGEST])
+    return "".join(shown) + ("…" if len(text) > _LONGEST else "")
 
 
 def text_of(row: object, name: str) -> str:

@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -90,14 +91,14 @@ def csv_spans(path: Path) -> Iterator[Span]:
 
 def csv_header(path: Path) -> list[str]:
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        return next(csv.reader(file, delimiter=delimiter(path)), [])
+        return [name.strip() for name in next(csv.reader(file, delimiter=delimiter(path)), [])]
 
 
 def csv_row(header: Sequence[str], data: bytes, delimiter: str) -> dict[str, Any]:
     """One row by its columns' names. Raises Problem."""
     try:
-        text = data.decode()
-        cells = next(csv.reader([*text.splitlines(True)], delimiter=delimiter, strict=True))
+        lines = StringIO(data.decode(), newline="\n")  # not `splitlines`, which knows ten others
+        cells = next(csv.reader(lines, delimiter=delimiter, strict=True))
     except UnicodeDecodeError:
         raise Problem("not UTF-8") from None
     except csv.Error as error:
