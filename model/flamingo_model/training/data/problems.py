@@ -47,6 +47,8 @@ def bad(place: str, reason: str) -> Record:
 
 def printable(text: str) -> str:
     """Names are a stranger's too: no terminal is steered by one, and no log fails to encode it."""
+    if text.isprintable() and len(text) <= _LONGEST:
+        return text
     shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:_LONGEST])
     return "".join(shown) + ("…" if len(text) > _LONGEST else "")
 
