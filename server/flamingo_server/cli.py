@@ -1,4 +1,4 @@
-"""The command line: `flamingo serve`, `generate`, `classify`, `convert`, `models` and `data`.
+"""The command line: `flamingo serve`, `generate`, `classify`, `convert` and `models`.
 
 Imports of torch and the server stay inside the commands, so that `--help` answers at once.
 """
@@ -37,8 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_generate(commands)
     add_classify(commands)
     add_convert(commands)
-    add_models(commands)
     add_data(commands)
+    add_models(commands)
     return parser
 
 
@@ -223,24 +223,6 @@ def convert(chosen: argparse.Namespace) -> None:
         sys.exit(f"flamingo convert: {' '.join(str(error).split())}")
 
 
-def add_models(commands: Any) -> None:
-    parser = commands.add_parser("models", help="list the published checkpoints")
-    parser.set_defaults(run=models)
-    parser.add_argument("--json", action="store_true", help="the same for programs")
-
-
-def models(chosen: argparse.Namespace) -> None:
-    from flamingo_model.checkpoints.published import PUBLISHED
-
-    if chosen.json:
-        rows = [asdict(model) | {"can_load": model.can_load} for model in PUBLISHED]
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
-        return
-    from .progress import print_models
-
-    print_models(PUBLISHED)
-
-
 def add_data(commands: Any) -> None:
     parser = commands.add_parser("data", help="look at training data before training on it")
     actions = parser.add_subparsers(required=True, metavar="ACTION")
@@ -323,6 +305,24 @@ def check_data(chosen: argparse.Namespace) -> None:
         report.judge(chosen.max_bad_share)
     except (SourceError, TooManyBad, TypeError, ValueError, OSError) as error:
         sys.exit(f"flamingo data check: {error}")
+
+
+def add_models(commands: Any) -> None:
+    parser = commands.add_parser("models", help="list the published checkpoints")
+    parser.set_defaults(run=models)
+    parser.add_argument("--json", action="store_true", help="the same for programs")
+
+
+def models(chosen: argparse.Namespace) -> None:
+    from flamingo_model.checkpoints.published import PUBLISHED
+
+    if chosen.json:
+        rows = [asdict(model) | {"can_load": model.can_load} for model in PUBLISHED]
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    from .progress import print_models
+
+    print_models(PUBLISHED)
 
 
 if __name__ == "__main__":
