@@ -53,6 +53,7 @@ def test_pictures_of_an_empty_sentence_stand_before_the_next(folder: Path) -> No
 def test_the_less_similar_are_left_out_where_that_is_asked(folder: Path) -> None:
     row = page(info("a.png", 1, 0.2), info("b.png", 3, 0.24))
     assert of_page(folder, row, min_similarity=0.24) == ["One. Two.", b"b", "Four. Five."]
+    assert of_page(folder, row, min_similarity=1) == ["One. Two. Four. Five."]
     assert b"a" in of_page(folder, row)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,6 +65,10 @@ def test_a_format_that_is_given_is_taken(tmp_path: Path) -> None:
         ("a.txt", "auto", {}, "no folder, .jsonl, .csv, .tsv or .tar"),
         ("a.jsonl", "coco", {}, "unknown format 'coco': known are auto, interleaved"),
         ("a.jsonl", "auto", {"rot": "x"}, "interleaved has no option 'rot': it has root"),
+        ("a.jsonl", "auto", {"root": 3}, "option 'root' of interleaved cannot be 3"),
+        ("a.jsonl", "table", {"prompt": ["a"]}, "option 'prompt' of table cannot be ['a']"),
+        ("a.jsonl", "mmc4", {"drop_missing": "yes"}, "'drop_missing' of mmc4 cannot be 'yes'"),
+        ("a.jsonl", "mmc4", {"min_similarity": True}, "'min_similarity' of mmc4 cannot be True"),
         ("a.jsonl", "folder", {}, "is no folder"),
         ("a.jsonl", "webdataset", {}, "is no .tar"),
         ("words.jsonl", "auto", {}, "no line of it is a JSON object"),
@@ -72,7 +77,7 @@ def test_a_format_that_is_given_is_taken(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_read_is_refused_with_the_reason(
-    path: str, format: str, options: dict[str, str], reason: str, tmp_path: Path
+    path: str, format: str, options: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
     write(tmp_path / "a.txt", "text")
     jsonl(tmp_path / "a.jsonl", [{"parts": [{"text": "a"}]}])

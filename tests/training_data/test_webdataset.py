@@ -137,6 +137,13 @@ def test_a_shard_that_went_away_is_a_bad_record(tmp_path: Path) -> None:
         record.read()
 
 
+def test_shards_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    for folder in "ab":
+        tar(tmp_path / folder / "0.tar", pairs([1]))
+    found = documents(open_source(f"{tmp_path}/{{a,b}}/0.tar"))
+    assert [document.place for document in found] == ["a/0.tar:0001", "b/0.tar:0001"]
+
+
 def test_threads_may_read_the_records_of_a_shard_at_once(tmp_path: Path) -> None:
     found = records(open_source(str(tar(tmp_path / "s.tar", pairs(range(100))))))
     with ThreadPoolExecutor(8) as threads:

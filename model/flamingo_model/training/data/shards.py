@@ -13,13 +13,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from threading import Thread
 from typing import IO, Self, TypeVar
 from urllib.parse import urlsplit
 
 from .document import Record
-from .files import MAX_BYTES, is_url
+from .files import MAX_BYTES, is_url, short_names
 from .order import permutation
 from .problems import Missing, Problem, SourceError, bad
 from .remote import fetch
@@ -96,7 +96,7 @@ class Shards:
                 raise SourceError(f"{path} is no .tar: shards are read uncompressed")
         if mix < 1:
             raise SourceError(f"mix is {mix}, and must be at least 1")
-        names = [PurePosixPath(urlsplit(path).path).name for path in paths]
+        names = short_names([Path(urlsplit(path).path if is_url(path) else path) for path in paths])
         return cls(tuple(paths), tuple(names), mix, Path(cache) if cache else None)
 
     def load(self, at: int) -> Shard:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 from urllib.parse import urlsplit
 
+from ...config import fits
 from .document import Source
 from .files import expand, is_url
 from .folder import FolderSource
@@ -38,12 +38,8 @@ def open_source(path: str, format: str = "auto", **options: Any) -> Source:
         SourceError: nothing there, or of no known format; an unknown format or option.
     """
     found, paths = find_format(path, format)
-    opening = FORMATS[found]
-    known = [name for name in inspect.signature(opening).parameters if name != "paths"]
-    for name in options:
-        if name not in known:
-            raise SourceError(f"{found} has no option {name!r}: it has {', '.join(known)}")
-    return opening(paths, **options)
+    _check_options(found, options)
+    return FORMATS[found](paths, **options)
 
 
 def find_format(path: str, format: str = "auto") -> tuple[str, Sequence[str]]:
@@ -59,6 +55,16 @@ def find_format(path: str, format: str = "auto") -> tuple[str, Sequence[str]]:
     if format != "folder" and len(paths) == 1 and Path(paths[0]).is_dir():
         paths = _files_in(Path(paths[0])) or paths
     return (_look(paths) if format == "auto" else format), paths
+
+
+def _check_options(format: str, options: Mapping[str, object]) -> None:
+    hints = get_type_hints(FORMATS[format])
+    known = [name for name in hints if name not in ("paths", "return")]
+    for name, value in options.items():
+        if name not in known:
+            raise SourceError(f"{format} has no option {name!r}: it has {', '.join(known)}")
+        if not any(fits(value, kind) for kind in get_args(hints[name]) or [hints[name]]):
+            raise SourceError(f"option {name!r} of {format} cannot be {value!r}")
 
 
 def _files_in(folder: Path) -> list[str]:
