@@ -42,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_classify(commands)
     add_eval(commands)
     add_convert(commands)
+    add_data(commands)
     add_models(commands)
     return parser
 
@@ -247,6 +248,90 @@ def convert(chosen: argparse.Namespace) -> None:
             write_folder(checkpoint, target, dtype, chosen.shard_bytes, advance)
     except (CheckpointError, OSError) as error:
         sys.exit(f"flamingo convert: {' '.join(str(error).split())}")
+
+
+def add_data(commands: Any) -> None:
+    parser = commands.add_parser("data", help="look at training data before training on it")
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    check = actions.add_parser(
+        "check",
+        help="read all of it, decode every picture and film, and say what is there",
+        description="Exits with 1 where more than --max-bad-share of the records are bad.",
+    )
+    check.set_defaults(run=check_data)
+    check.add_argument("path", metavar="PATH", help="file, folder, address, or pattern of several")
+    check.add_argument(
+        "--format", default="auto", help="interleaved, folder, table, webdataset, mmc4 (auto)"
+    )
+    check.add_argument(
+        "--option",
+        action="append",
+        type=to_option,
+        default=[],
+        metavar="NAME=VALUE",
+        help="the format's own, such as root=FOLDER; may be repeated",
+    )
+    check.add_argument("--max-bad-share", type=share, default=0.01, help="from 0 to 1 (0.01)")
+    check.add_argument(
+        "--limit", type=count, default=None, help="a sample of so many records (all)"
+    )
+    check.add_argument("--jobs", type=count, default=None, help="processes (one for each core)")
+    check.add_argument("--tokenizer", default=None, metavar="FILE", help="count its tokens too")
+    check.add_argument("--json", action="store_true", help="the same for programs")
+
+
+def count(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError("at least 1")
+    return number
+
+
+def share(text: str) -> float:
+    if not 0 <= (number := float(text)) <= 1:
+        raise ValueError("from 0 to 1")
+    return number
+
+
+def to_option(text: str) -> tuple[str, Any]:
+    """ "mix=4" → ("mix", 4), "root=a" → ("root", "a")"""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise ValueError("write NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def check_data(chosen: argparse.Namespace) -> None:
+    from functools import partial
+
+    from flamingo_model.training.data.check import Checking, check
+    from flamingo_model.training.data.problems import SourceError
+    from flamingo_model.training.data.report import TooManyBad, print_report, records_bar
+    from flamingo_model.training.data.source import find_format, open_source
+
+    from .media.spawn import BareSpawnContext
+    from .memory import limit_memory
+
+    given = {"limit": chosen.limit, "jobs": chosen.jobs, "tokenizer": chosen.tokenizer}
+    how = Checking(
+        **{name: value for name, value in given.items() if value is not None},
+        limit_memory=partial(limit_memory, 2 * 2**30),
+        context=BareSpawnContext(),
+    )
+    try:
+        format, _ = find_format(chosen.path, chosen.format)
+        source = open_source(chosen.path, format, **dict(chosen.option))
+        with records_bar(chosen.path, source, how.limit) as advance:
+            report = check(source, how, advance)
+        if chosen.json:
+            print(json.dumps({"format": format, **report.to_dict()}, indent=2, ensure_ascii=False))
+        else:
+            print_report(report, f"{chosen.path} ({format})")
+        report.judge(chosen.max_bad_share)
+    except (SourceError, TooManyBad, TypeError, ValueError, OSError) as error:
+        sys.exit(f"flamingo data check: {error}")
 
 
 def add_models(commands: Any) -> None:
