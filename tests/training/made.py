@@ -34,8 +34,10 @@ NAMES = ("red", "green", "blue", "white", "black", "pink", "grey", "gold")
 
 
 def picture(number: int, size: int = 16) -> bytes:
-    """A PNG of noise, another for each number."""
-    pixels = np.random.default_rng(number).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    """A PNG of one colour with some noise, another for each number."""
+    rng = np.random.default_rng(number)
+    pixels = rng.integers(0, 200, 3) + rng.integers(0, 56, (size, size, 3))
+    pixels = pixels.astype(np.uint8)
     return encoded(Image.fromarray(pixels), "PNG")
 
 

@@ -40,7 +40,9 @@ def drawn(found: Mixture[tuple[str, int]], steps: Sequence[int]) -> list[list[tu
 
 
 def test_every_document_comes_once_an_epoch() -> None:
-    found = [place for step in drawn(mixture(ListSource(captions(8))), range(4)) for place, _ in step]
+    found = [
+        place for step in drawn(mixture(ListSource(captions(8))), range(4)) for place, _ in step
+    ]
     names = {f"made:{i}" for i in range(8)}
     assert set(found[:8]) == names == set(found[8:])
     assert found[:8] != found[8:]

@@ -183,7 +183,9 @@ def test_every_shape_of_network_learns(tmp_path: Path, shape: Any) -> None:
     )
     for term in built.terms(0):
         term.loss.backward()
-    assert all(p.grad is not None and p.grad.any() for p in trained(built.module).values() if p.ndim > 1)
+    assert all(
+        p.grad is not None and p.grad.any() for p in trained(built.module).values() if p.ndim > 1
+    )
 
 
 def test_a_dataset_s_name_is_that_of_its_path() -> None:

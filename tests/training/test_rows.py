@@ -22,9 +22,7 @@ from training.made import dataset
 IMAGE = MediaPart("image", b"")
 TOKENIZER = tiny_tokenizer()
 WRITER = RowWriter(TOKENIZER, tiny_config())
-AS_TEXT = RowWriter(
-    TOKENIZER, replace(tiny_config(), tokens=SpecialTokens(image_style="text"))
-)
+AS_TEXT = RowWriter(TOKENIZER, replace(tiny_config(), tokens=SpecialTokens(image_style="text")))
 
 
 def write(*parts: Part, writer: RowWriter = WRITER, seed: int = 0, **options: object) -> Row:

@@ -27,7 +27,11 @@ CHANGEABLE = ("steps", "save_every", "evaluate_every", "log_every", "workers", "
 """Of `[train]`: what a resumed run may have otherwise than the run it goes on with."""
 
 
-class ConfigError(ValueError):
+class TrainingError(Exception):
+    """A run that cannot begin or go on; the message is for whoever started it."""
+
+
+class ConfigError(TrainingError, ValueError):
     """The message says which table and key, and what is allowed."""
 
 
@@ -202,7 +206,11 @@ class Config:
         if self.train.stage != "flamingo" and self.output.kind == "adapter":
             raise ConfigError(f'output.kind must be "checkpoint" for stage {self.train.stage!r}')
         if self.output.kind == "adapter":
-            known("model.fresh of an adapter, which must be trained", self.model.fresh, self.train.what)
+            known(
+                "model.fresh of an adapter, which must be trained",
+                self.model.fresh,
+                self.train.what,
+            )
 
     def fingerprint(self) -> str:
         """Of all that decides the numbers: a run goes on only under the same."""

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from .config import TrainConfig
+from .config import TrainConfig, TrainingError
 from .distributed import World, full, shard
-from .optimise import Group, build_optimisers, clip_gradients, set_rate
+from .optimise import Group, build_optimisers, clip_gradients, parameters, set_rate
 from .report import Report
 from .state import States
 
@@ -63,7 +63,7 @@ class Stage(Protocol):
     def seek(self, position: Any) -> None: ...
 
 
-class NotFinite(RuntimeError):
+class NotFinite(TrainingError):
     """The gradients are no numbers any more."""
 
 
@@ -98,9 +98,9 @@ class Loop:
             (term.loss * self.world.size).backward()  # shards are averaged, not summed
             for name, value in term.figures.items():
                 sums[name] = sums.get(name, 0.0) + value
-        parameters = [p for group in stage.groups() for p in group.parameters.values()]
-        self.world.average(p.grad for p in parameters if p.grad is not None and p.ndim == 0)
-        norm = clip_gradients(parameters, self.config.clip)
+        learned = [p for optimiser in optimisers for p in parameters(optimiser)]
+        self.world.average(p.grad for p in learned if p.grad is not None and p.ndim == 0)
+        norm = clip_gradients(learned, self.config.clip)
         if not math.isfinite(norm):
             raise NotFinite(f"step {step + 1}: the gradients are not finite; lower train.rate")
         for optimiser in optimisers:

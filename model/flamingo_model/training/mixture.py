@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from .config import DatasetConfig
+from .config import DatasetConfig, TrainingError
 from .data.document import BadRecord, Document, Record, Source
 from .distributed import World
 
@@ -27,7 +27,7 @@ ENOUGH = 100  # records: of fewer, each counts as one of so many
 SHOWN = 20  # bad records that are named
 
 
-class TooManyBad(RuntimeError):
+class TooManyBad(TrainingError):
     """More records than `max_bad_share` could not be read."""
 
 

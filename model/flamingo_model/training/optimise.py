@@ -42,10 +42,15 @@ def build_optimisers(groups: list[Group], config: TrainConfig) -> list[torch.opt
             if group.rule == rule and group.parameters
         ]
         if chosen and rule == "adamw":
-            built.append(torch.optim.AdamW(chosen, lr=config.rate, betas=config.betas))
+            built.append(torch.optim.AdamW(chosen, lr=config.rate, betas=config.betas, fused=True))
         elif chosen:
             built.append(torch.optim.Muon(chosen, lr=config.rate, adjust_lr_fn="match_rms_adamw"))
     return built
+
+
+def parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """In the order of its groups."""
+    return [p for group in optimiser.param_groups for p in group["params"]]
 
 
 def set_rate(optimisers: list[torch.optim.Optimizer], config: TrainConfig, step: int) -> float:
@@ -67,14 +72,14 @@ def schedule(step: int, config: TrainConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * done))
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> float:
+def clip_gradients(learned: Iterable[nn.Parameter], limit: float) -> float:
     """Scales all gradients so that their norm is `limit` at most; gives the norm before."""
-    norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+    norm = torch.nn.utils.clip_grad_norm_(learned, limit)
     return full(norm).item()
 
 
-def split_decay(parameters: Mapping[str, nn.Parameter], never: tuple[str, ...]) -> list[Group]:
+def split_decay(learned: Mapping[str, nn.Parameter], never: tuple[str, ...]) -> list[Group]:
     """Weight decay on matrices alone, and on none whose name starts with one of `never`."""
-    decays = {k: p for k, p in parameters.items() if p.ndim > 1 and not k.startswith(never)}
-    rest = {k: p for k, p in parameters.items() if k not in decays}
+    decays = {k: p for k, p in learned.items() if p.ndim > 1 and not k.startswith(never)}
+    rest = {k: p for k, p in learned.items() if k not in decays}
     return [Group(decays), Group(rest, decays=False)]

@@ -37,7 +37,7 @@ def open_dataset(dataset: DatasetConfig) -> Source:
 def run(config: Config, restart: bool = False, open_source: Open = open_dataset) -> Path:
     """Trains to the last step; gives the place of the result.
 
-    Raises ConfigError, CheckpointError, StateError, TooManyBad, BadRecord, NotFinite.
+    Raises TrainingError, CheckpointError, and what the source of a dataset raises.
     """
     folder = Path(config.output.folder)
     with joined(config.train.device) as world:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
+from .config import TrainingError
 from .distributed import ALONE, World, fill, full
+from .optimise import parameters
 
 if TYPE_CHECKING:
     from .loop import Stage
@@ -24,7 +25,7 @@ logger = logging.getLogger("flamingo_model.training")
 KEPT = 2
 
 
-class StateError(RuntimeError):
+class StateError(TrainingError):
     """The folder's state is of another run; the message says what to do."""
 
 
@@ -67,9 +68,9 @@ class States:
                 f"{self.folder} has the state of a run with another config: "
                 "choose another output.folder, or give --restart to throw that state away"
             )
-        parameters = dict(stage.module.named_parameters())
+        named = dict(stage.module.named_parameters())
         for name, tensor in values["weights"].items():
-            fill(parameters[name], tensor)
+            fill(named[name], tensor)
         for optimiser, saved in zip(optimisers, values["optimisers"], strict=True):
             bring_back(optimiser, saved)
         stage.seek(values["position"])
@@ -108,20 +109,16 @@ def write_atomically(values: Any, path: Path) -> None:
         os.close(folder)
 
 
-def numbered(optimiser: torch.optim.Optimizer) -> list[Tensor]:
-    return [p for group in optimiser.param_groups for p in group["params"]]
-
-
 def whole(optimiser: torch.optim.Optimizer) -> list[dict[str, Any]]:
     """What it remembers of each parameter, in order."""
     return [
         {name: full(x) for name, x in optimiser.state.get(parameter, {}).items()}
-        for parameter in numbered(optimiser)
+        for parameter in parameters(optimiser)
     ]
 
 
 def bring_back(optimiser: torch.optim.Optimizer, saved: list[dict[str, Any]]) -> None:
-    for parameter, values in zip(numbered(optimiser), saved, strict=True):
+    for parameter, values in zip(parameters(optimiser), saved, strict=True):
         if not values:
             continue
         state: dict[str, Any] = optimiser.state[parameter]
@@ -130,4 +127,4 @@ def bring_back(optimiser: torch.optim.Optimizer, saved: list[dict[str, Any]]) ->
                 state[name] = torch.zeros_like(parameter)
                 fill(state[name], value)
             else:
-                state[name] = value.clone()
+                state[name] = value.to(parameter.device)
