@@ -35,7 +35,7 @@ def alone(folder: Path, steps: int) -> dict[str, Tensor]:
 
 def test_a_run_killed_without_warning_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     """SIGKILL as soon as a state is there, wherever the process is then."""
-    steps, killed = 40, tmp_path / "killed"
+    steps, killed = 12, tmp_path / "killed"
     process = start(folder=killed, steps=steps)
     while not [*killed.glob("run/state-*.pt")]:
         assert process.poll() is None, "the child ended before its first state"

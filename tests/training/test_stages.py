@@ -40,7 +40,7 @@ def contrastive(folder: Path, **train: Any) -> Any:
     return config(
         folder,
         {"batch": 8},
-        train={"stage": "contrastive", "rate": 3e-3, "steps": 30, "log_every": 29, **train},
+        train={"stage": "contrastive", "rate": 3e-3, "steps": 30, **train},
         output=CHECKPOINT,
         contrastive=TEXT,
     )
