@@ -97,6 +97,7 @@ def test_an_empty_share_of_pairs_still_takes_part(tmp_path: Path) -> None:
     assert isinstance(built, ContrastiveStage)
     pictures, texts = built.embed([])
     assert pictures.shape == texts.shape == (0, 16) and pictures.requires_grad
+    assert built.loss([])[0] == 0
 
 
 def test_the_decoder_learns_text_and_nothing_else_moves(tmp_path: Path) -> None:

@@ -149,6 +149,8 @@ class ContrastiveStage(FilesStage[Pair]):
         with self.half():
             pictures, texts = self.embed(pairs)
         pictures, texts = self.world.gather(pictures), self.world.gather(texts)
+        if not len(texts):
+            return (pictures.sum() + texts.sum()) * 0, 0.0
         scale, size = self.module.scale(), self.world.size
         scale = scale / size + (scale - scale / size).detach()
         loss = two_term_loss(pictures, texts, scale, self.config.contrastive.label_smoothing)
