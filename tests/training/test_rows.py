@@ -42,23 +42,23 @@ def learned(row: Row) -> str:
 def test_a_chunk_ends_before_the_next_picture_and_at_the_end() -> None:
     row = write(IMAGE, TextPart("one"), IMAGE, TextPart("two"))
     end = "<|endofchunk|>"
-    assert spelt(row) == f"<image>one{end}<image>two{end}<|endoftext|>"
+    assert spelt(row) == f"<image>one{end}<image>two{end}"
 
 
 def test_all_but_pictures_is_learned() -> None:
     row = write(IMAGE, TextPart("one"), IMAGE, TextPart("two"))
-    assert learned(row) == "one<|endofchunk|>two<|endofchunk|><|endoftext|>"
+    assert learned(row) == "one<|endofchunk|>two<|endofchunk|>"
 
 
 def test_text_that_is_read_only_is_not_learned_and_ends_no_chunk() -> None:
     row = write(IMAGE, TextPart("What?", learned=False), TextPart(" A fox"))
-    assert spelt(row) == "<image>What? A fox<|endofchunk|><|endoftext|>"
-    assert learned(row) == " A fox<|endofchunk|><|endoftext|>"
+    assert spelt(row) == "<image>What? A fox<|endofchunk|>"
+    assert learned(row) == " A fox<|endofchunk|>"
 
 
 def test_a_question_before_its_picture_stays_in_the_picture_s_chunk() -> None:
     row = write(TextPart("Look:", learned=False), IMAGE, TextPart("fox"))
-    assert spelt(row) == "Look:<image>fox<|endofchunk|><|endoftext|>"
+    assert spelt(row) == "Look:<image>fox<|endofchunk|>"
 
 
 def test_questions_are_learned_where_the_dataset_says_so() -> None:
@@ -68,12 +68,12 @@ def test_questions_are_learned_where_the_dataset_says_so() -> None:
 
 def test_text_sees_the_picture_before_it() -> None:
     row = write(TextPart("a"), IMAGE, TextPart("b"), IMAGE, TextPart("c"))
-    assert row.media_index == (-1, -1, 0, 0, 0, 1, 1, 1, 1)
+    assert row.media_index == (-1, -1, 0, 0, 0, 1, 1, 1)
 
 
 def test_with_p_next_text_sees_the_picture_after_it() -> None:
     row = write(TextPart("a"), IMAGE, TextPart("b"), IMAGE, TextPart("c"), p_next=1.0)
-    assert row.media_index == (0, 0, 0, 1, 1, 1, -1, -1, -1)
+    assert row.media_index == (0, 0, 0, 1, 1, 1, -1, -1)
 
 
 def test_p_next_is_drawn_for_each_document() -> None:
@@ -91,7 +91,7 @@ def test_a_long_document_is_cut_and_loses_the_pictures_past_the_cut() -> None:
     assert spelt(row) == "<image>123" and len(row.media) == 1
 
 
-def test_a_document_with_more_pictures_than_allowed_ends_before_the_next_and_is_not_over() -> None:
+def test_a_document_with_more_pictures_than_allowed_ends_before_the_next() -> None:
     row = write(IMAGE, TextPart("a"), IMAGE, TextPart("b"), max_media=1)
     assert spelt(row) == "<image>a<|endofchunk|>" and len(row.media) == 1
 
@@ -111,14 +111,14 @@ def test_the_marks_of_learned_text_are_taken_out_of_a_user_s_text() -> None:
 
 def test_letters_of_several_tokens_are_learned_whole() -> None:
     row = write(TextPart("é", learned=False), TextPart("漢é"))
-    assert learned(row) == "漢é<|endofchunk|><|endoftext|>"
+    assert learned(row) == "漢é<|endofchunk|>"
 
 
 def test_where_a_picture_is_written_as_text_learned_text_is_still_known() -> None:
     """flamingo-mini's way: `<image>` is plain text, and neighbours are tokenised together."""
     row = write(IMAGE, TextPart("What?", learned=False), TextPart(" fox"), writer=AS_TEXT)
-    assert spelt(row) == "<image>What? fox<|endofchunk|><|endoftext|>"
-    assert learned(row) == " fox<|endofchunk|><|endoftext|>"
+    assert spelt(row) == "<image>What? fox<|endofchunk|>"
+    assert learned(row) == " fox<|endofchunk|>"
     assert set(row.media_index) == {0} and len(row.media) == 1
 
 

@@ -16,7 +16,7 @@
     [output]
     folder = "runs/mine"
 
-`config.py` has all keys. A step: `mixture` draws documents, `rows` and `pixels` make them tokens and
-frames, `objective` is the loss, `loop` runs any `Stage`, `state` lets it go on after a kill,
+`config.py` has all keys. `mixture` draws a step's documents, `rows` and `pixels` make them tokens
+and frames, `objective` is the loss, `loop` runs any `Stage`, `state` lets it go on after a kill,
 `result` writes the adapter or the checkpoint.
 """

@@ -39,8 +39,15 @@ class Row:
 
 
 class RowWriter:
-    def __init__(self, tokenizer: Tokenizer, config: FlamingoConfig) -> None:
-        self.tokens = config.tokens
+    """`end` closes what was learned: the family's end of a chunk, if no other is given.
+
+    No end of text follows the last chunk, other than in the paper: nothing is generated that far.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, config: FlamingoConfig, end: str | None = None
+    ) -> None:
+        self.end = end or config.tokens.end_of_chunk
         rule = MEDIA_RULES[config.cross_attention.media_rule]
         self.renderer = LearningRenderer(tokenizer, config.tokens, rule)
 
@@ -74,30 +81,26 @@ class RowWriter:
     ) -> tuple[list[prompt.Part], list[MediaPart]]:
         """A chunk ends behind learned text, before the next media and at the end of the document;
         texts side by side are one, so that they are tokenised as one."""
-        chunks, media = Chunks(self.tokens.end_of_chunk), list[MediaPart]()
-        is_whole = True
+        chunks, media = Chunks(self.end), list[MediaPart]()
         for part in document.parts:
             if isinstance(part, TextPart):
                 chunks.add(part.text, part.learned or dataset.learn_questions, has_space)
             elif len(media) == dataset.max_media:
-                is_whole = False
                 break
             else:
                 chunks.show()
                 media.append(part)
         chunks.close()
-        if is_whole and chunks.is_closed and self.tokens.end_of_text != self.tokens.end_of_chunk:
-            chunks.parts.append(special(self.tokens.end_of_text))
         return chunks.parts, media
 
 
 class Chunks:
     """Gathers the parts of a prompt."""
 
-    def __init__(self, end_of_chunk: str) -> None:
-        self.end_of_chunk = end_of_chunk
+    def __init__(self, end: str) -> None:
+        self.end = end
         self.parts: list[prompt.Part] = []
-        self.text, self.is_learned, self.is_closed = "", False, False
+        self.text, self.is_learned = "", False
 
     def add(self, text: str, learned: bool, has_space: bool) -> None:
         text = re.sub(f"[{BEGIN}{END}]", "", text)
@@ -110,14 +113,12 @@ class Chunks:
     def show(self) -> None:
         self.close()
         self.parts.append(prompt.MediaPart())
-        self.is_closed = False
 
     def close(self) -> None:
         if self.text:
             self.parts.append(prompt.TextPart(self.text))
-        self.is_closed = self.is_learned
         if self.is_learned:
-            self.parts.append(special(self.end_of_chunk))
+            self.parts.append(special(self.end))
         self.text, self.is_learned = "", False
 
 

@@ -75,7 +75,9 @@ class LanguageStage(FilesStage[Row]):
         world: World,
     ) -> None:
         super().__init__(config, learned, held_out, world)
-        self.writer = RowWriter(base.tokenizer, base.model.config)
+        self.writer = RowWriter(
+            base.tokenizer, base.model.config, base.model.config.tokens.end_of_text
+        )
         self.module = LanguageObjective(base.model).to(world.device)
         base.model.decoder.requires_grad_(True)
 
