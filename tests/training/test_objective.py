@@ -16,7 +16,7 @@ from flamingo_model.positions import reach
 from flamingo_model.training.config import DatasetConfig
 from flamingo_model.training.data.document import Document, MediaPart, TextPart
 from flamingo_model.training.loop import trained
-from flamingo_model.training.objective import Objective, Shown
+from flamingo_model.training.objective import Objective, Shown, token_losses
 from flamingo_model.training.stages.flamingo import FlamingoStage
 from tiny import tiny_config
 from training.made import ListSource, base, caption, captions, config, film, picture, stage
@@ -124,6 +124,20 @@ def test_in_bf16_what_learns_stays_float32_and_what_is_frozen_is_rounded(tmp_pat
     for name, gradient in half.items():
         similar = F.cosine_similarity(gradient.flatten(), whole[name].flatten(), 0)
         assert similar > 0.9 or whole[name].norm() < 1e-3, name
+
+
+def test_losses_in_parts_are_those_of_all_logits_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flamingo_model.training.objective.ROWS_AT_ONCE", 3)
+    decoder = flamingo(tmp_path).module.model.decoder
+    hidden = torch.randn(8, decoder.config.dim, requires_grad=True)
+    targets, weights = torch.arange(8), torch.rand(8)
+    found = token_losses(decoder, hidden, targets)
+    expected = F.cross_entropy(decoder.logits(hidden), targets, reduction="none")
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad((x * weights).sum(), hidden)[0] for x in (found, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_media_that_only_other_processes_have_change_nothing(tmp_path: Path) -> None:

@@ -128,6 +128,19 @@ def alone(built: LanguageStage, row: Row) -> Tensor:
     return losses[torch.tensor(row.learned[1:])]
 
 
+def test_a_language_model_too_may_recompute_what_was_not_kept(tmp_path: Path) -> None:
+    found = []
+    for is_recomputed in (False, True):
+        built = stage(
+            language(tmp_path, gradient_checkpointing=is_recomputed),
+            [ListSource(captions(4)), ListSource(captions(4))],
+        )
+        for term in built.terms(0):
+            term.loss.backward()
+        found.append([p.grad for p in trained(built.module).values() if p.grad is not None])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 def test_pictures_are_left_out_of_the_text_of_a_language_model(tmp_path: Path) -> None:
     parts = (MediaPart("image", picture(1)), TextPart("a"), MediaPart("image", b"?"), TextPart("b"))
     source = ListSource([Document(parts, "made:0")])

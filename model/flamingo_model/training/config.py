@@ -20,6 +20,7 @@ from ..config import fits
 T = TypeVar("T")
 STAGES = ("flamingo", "contrastive", "language")
 WHAT = ("resampler", "cross_attention", "embeddings", "lora", "vision")
+DEFAULT_WHAT = ("resampler", "cross_attention")
 PARTS_OF_MODEL = ("vision", "resampler", "cross_attention", "decoder")
 ACCUMULATIONS = ("accumulate", "round_robin", "merged")
 AUGMENTATIONS = ("flip", "colour")
@@ -70,7 +71,7 @@ class TrainConfig:
 
     steps: int
     stage: str = "flamingo"
-    what: tuple[str, ...] = ("resampler", "cross_attention")
+    what: tuple[str, ...] = DEFAULT_WHAT
     rate: float = 1e-4
     warm_up: int = 0
     schedule: str = "constant"
@@ -100,6 +101,12 @@ class TrainConfig:
             at_least(f"train.{name}", getattr(self, name), 1)
         for name in ("warm_up", "seed", "workers", "weight_decay", "max_bad_share"):
             at_least(f"train.{name}", getattr(self, name), 0)
+        if self.stage != "flamingo" and (
+            self.what != DEFAULT_WHAT or self.accumulation == "merged"
+        ):
+            raise ConfigError('train.what and accumulation "merged" are for the stage "flamingo"')
+        if self.stage == "contrastive" and self.gradient_checkpointing:
+            raise ConfigError("train.gradient_checkpointing is not for the stage 'contrastive'")
         if not self.rate > 0 or not self.clip > 0:
             raise ConfigError("train.rate and train.clip must be above 0")
 

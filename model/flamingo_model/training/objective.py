@@ -8,19 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..attention import DenseCrossAttention, DenseSelfAttention, no_media
 from ..cross_attention import CrossAttend, media_mask
+from ..decoder import Decoder
 from ..flamingo import Flamingo
 from ..media import Transform
 from ..positions import reach
 from .pixels import Frames
 from .rows import Row
+
+ROWS_AT_ONCE = 256  # of logits
 
 
 @dataclass(frozen=True)
@@ -113,8 +119,7 @@ class Objective(nn.Module):
         """Cross-entropy [n] of the learned tokens, and whose rows they are in, [n]."""
         hidden = self.hidden(batch, self.cross_attend(batch, shown))
         chosen = batch.learned[:, 1:]
-        logits = self.model.logits(hidden[:, :-1][chosen])
-        losses = F.cross_entropy(logits.float(), batch.ids[:, 1:][chosen], reduction="none")
+        losses = token_losses(self.model.decoder, hidden[:, :-1][chosen], batch.ids[:, 1:][chosen])
         if shown.num_media and not len(losses):
             losses = losses + hidden.sum() * 0  # so that its shards take part in the way back
         return losses, batch.dataset.unsqueeze(1).expand_as(chosen)[chosen]
@@ -166,5 +171,46 @@ class Objective(nn.Module):
         return latents
 
 
+def token_losses(decoder: Decoder, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy [n] of hidden states [n, dim].
+
+    With a frozen head no more than `ROWS_AT_ONCE` rows of logits are ever there: a whole batch of
+    them, with their gradients, would be most of a step's memory.
+    """
+    head = decoder.embed if decoder.config.tie_embeddings else decoder.head
+    if learns(head) or learns(decoder.project_out) or not hidden.requires_grad:
+        logits = decoder.logits(hidden)
+        return F.cross_entropy(logits.float(), targets, reduction="none")
+    losses: Tensor = LossInParts.apply(hidden, targets, decoder)
+    return losses
+
+
+class LossInParts(torch.autograd.Function):
+    """Each row's loss depends on that row alone: its gradient is made at once, and waits."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, decoder: Decoder) -> Tensor:
+        losses, gradients = [], []
+        pieces = zip(hidden.split(ROWS_AT_ONCE), targets.split(ROWS_AT_ONCE), strict=True)
+        for rows, wanted in pieces:
+            with torch.enable_grad():
+                rows = rows.detach().requires_grad_()
+                found = F.cross_entropy(decoder.logits(rows).float(), wanted, reduction="none")
+                gradients += torch.autograd.grad(found.sum(), rows)
+            losses.append(found.detach())
+        ctx.save_for_backward(torch.cat(gradients))
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (gradients,) = ctx.saved_tensors
+        return (gradients * upstream.unsqueeze(1)).to(gradients.dtype), None, None
+
+
 def learns(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def recompute(module: nn.Module) -> None:
+    """Keeps a module's input only, and computes what is inside again on the way back."""
+    module.forward = partial(checkpoint, module.forward, use_reentrant=False)

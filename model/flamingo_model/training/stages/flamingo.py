@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from ...flamingo import Flamingo
 from ..base import Base
@@ -19,7 +17,7 @@ from ..distributed import World
 from ..loop import Term, trained
 from ..lora import add_lora
 from ..mixture import Drawn, Stream
-from ..objective import Batch, Objective, Shown, collate
+from ..objective import Batch, Objective, Shown, collate, recompute
 from ..optimise import Group, split_decay
 from ..pixels import Frames, augment, read_media
 from ..rows import Row, RowWriter
@@ -152,8 +150,3 @@ def learners(model: Flamingo, part: str) -> list[nn.Module]:
         has_head = not model.decoder.config.tie_embeddings
         return [model.decoder.embed, *([model.decoder.head] if has_head else [])]
     return [] if part == "lora" else [model.get_submodule(part)]
-
-
-def recompute(module: nn.Module) -> None:
-    """Keeps a module's input only, and computes what is inside again on the way back."""
-    module.forward = partial(checkpoint, module.forward, use_reentrant=False)

@@ -18,7 +18,7 @@ from ..data.document import Document, TextPart
 from ..distributed import World
 from ..loop import Term, trained
 from ..mixture import Drawn, Stream
-from ..objective import padded
+from ..objective import padded, recompute
 from ..optimise import Group, split_decay
 from ..rows import Row, RowWriter
 from .files import FilesStage
@@ -80,6 +80,8 @@ class LanguageStage(FilesStage[Row]):
         )
         self.module = LanguageObjective(base.model).to(world.device)
         base.model.decoder.requires_grad_(True)
+        for layer in base.model.decoder.layers if config.train.gradient_checkpointing else ():
+            recompute(layer)
 
     def read(self, document: Document, dataset: DatasetConfig, rng: np.random.Generator) -> Row:
         texts = tuple(part for part in document.parts if isinstance(part, TextPart))
