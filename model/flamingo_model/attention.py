@@ -22,7 +22,7 @@ def plain_attention(
     scores = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).float()
     scores = scores if bias is None else scores + bias
     weights = scores.masked_fill(~mask, torch.finfo(torch.float32).min).softmax(-1)
-    out: Tensor = (weights * mask).to(v.dtype) @ v
+    out: Tensor = (weights.to(v.dtype) @ v) * mask.any(-1, keepdim=True)
     return out
 
 

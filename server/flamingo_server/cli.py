@@ -1,4 +1,5 @@
-"""The command line: `flamingo serve`, `generate`, `classify`, `eval`, `convert` and `models`.
+"""The command line: `flamingo serve`, `generate`, `classify`, `eval`, `convert`, `data`, `models`
+and `train`.
 
 Imports of torch and the server stay inside the commands, so that `--help` answers at once.
 """
@@ -44,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_convert(commands)
     add_data(commands)
     add_models(commands)
+    add_train(commands)
     return parser
 
 
@@ -350,6 +352,34 @@ def models(chosen: argparse.Namespace) -> None:
     from .progress import print_models
 
     print_models(PUBLISHED)
+
+
+def add_train(commands: Any) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="learn from your own documents",
+        description="Goes on from where an earlier run of the same config stopped. On many GPUs: "
+        "torchrun --nproc-per-node N -m flamingo_server.cli train CONFIG.toml",
+    )
+    parser.set_defaults(run=train)
+    parser.add_argument("config", metavar="CONFIG.toml")
+    parser.add_argument("--restart", action="store_true", help="throw an earlier run's state away")
+
+
+def train(chosen: argparse.Namespace) -> None:
+    import os
+    from pathlib import Path
+
+    from flamingo_model.checkpoints.weights import CheckpointError
+    from flamingo_model.training.config import TrainingError, load_config
+    from flamingo_model.training.run import run
+
+    try:
+        place = run(load_config(Path(chosen.config)), chosen.restart)
+    except (TrainingError, CheckpointError, ImportError, OSError, ValueError) as error:
+        sys.exit(f"flamingo train: {error}")
+    if os.environ.get("RANK", "0") == "0":  # one of torchrun's many speaks
+        print(place)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,137 @@
+"""Documents → tokens: what is seen, what is learned, in the wording of each family."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from flamingo_model.config import SpecialTokens
+from flamingo_model.training.data.document import (
+    BadRecord,
+    Document,
+    MediaPart,
+    Part,
+    TextPart,
+)
+from flamingo_model.training.rows import Row, RowWriter, touches, unmark
+from tiny import tiny_config, tiny_tokenizer
+from training.made import dataset
+
+IMAGE = MediaPart("image", b"")
+TOKENIZER = tiny_tokenizer()
+WRITER = RowWriter(TOKENIZER, tiny_config())
+AS_TEXT = RowWriter(TOKENIZER, replace(tiny_config(), tokens=SpecialTokens(image_style="text")))
+
+
+def write(*parts: Part, writer: RowWriter = WRITER, seed: int = 0, **options: object) -> Row:
+    document = Document(parts, "made:1")
+    return writer.write(document, dataset(**options), np.random.default_rng(seed))
+
+
+def spelt(row: Row) -> str:
+    return TOKENIZER.decode(list(row.ids), skip_special_tokens=False)
+
+
+def learned(row: Row) -> str:
+    ids = [i for i, is_learned in zip(row.ids, row.learned, strict=True) if is_learned]
+    return TOKENIZER.decode(ids, skip_special_tokens=False)
+
+
+def test_a_chunk_ends_before_the_next_picture_and_at_the_end() -> None:
+    row = write(IMAGE, TextPart("one"), IMAGE, TextPart("two"))
+    end = "<|endofchunk|>"
+    assert spelt(row) == f"<image>one{end}<image>two{end}"
+
+
+def test_all_but_pictures_is_learned() -> None:
+    row = write(IMAGE, TextPart("one"), IMAGE, TextPart("two"))
+    assert learned(row) == "one<|endofchunk|>two<|endofchunk|>"
+
+
+def test_text_that_is_read_only_is_not_learned_and_ends_no_chunk() -> None:
+    row = write(IMAGE, TextPart("What?", learned=False), TextPart(" A fox"))
+    assert spelt(row) == "<image>What? A fox<|endofchunk|>"
+    assert learned(row) == " A fox<|endofchunk|>"
+
+
+def test_a_question_before_its_picture_stays_in_the_picture_s_chunk() -> None:
+    row = write(TextPart("Look:", learned=False), IMAGE, TextPart("fox"))
+    assert spelt(row) == "Look:<image>fox<|endofchunk|>"
+
+
+def test_questions_are_learned_where_the_dataset_says_so() -> None:
+    row = write(IMAGE, TextPart("What?", learned=False), TextPart(" fox"), learn_questions=True)
+    assert learned(row).startswith("What? fox")
+
+
+def test_text_sees_the_picture_before_it() -> None:
+    row = write(TextPart("a"), IMAGE, TextPart("b"), IMAGE, TextPart("c"))
+    assert row.media_index == (-1, -1, 0, 0, 0, 1, 1, 1)
+
+
+def test_with_p_next_text_sees_the_picture_after_it() -> None:
+    row = write(TextPart("a"), IMAGE, TextPart("b"), IMAGE, TextPart("c"), p_next=1.0)
+    assert row.media_index == (0, 0, 0, 1, 1, 1, -1, -1)
+
+
+def test_p_next_is_drawn_for_each_document() -> None:
+    rows = [write(IMAGE, TextPart("a"), p_next=0.5, seed=seed) for seed in range(40)]
+    assert 5 < sum(row.media_index[1] == -1 for row in rows) < 35
+
+
+def test_a_leading_space_is_put_before_the_text_of_a_picture_alone() -> None:
+    row = write(TextPart("a"), IMAGE, TextPart("b"), IMAGE, TextPart(" c"), leading_space=1.0)
+    assert spelt(row).startswith("a<|endofchunk|><image> b<|endofchunk|><image> c<|endofchunk|>")
+
+
+def test_a_long_document_is_cut_and_loses_the_pictures_past_the_cut() -> None:
+    row = write(IMAGE, TextPart("12345"), IMAGE, TextPart("6"), length=4)
+    assert spelt(row) == "<image>123" and len(row.media) == 1
+
+
+def test_a_document_with_more_pictures_than_allowed_ends_before_the_next() -> None:
+    row = write(IMAGE, TextPart("a"), IMAGE, TextPart("b"), max_media=1)
+    assert spelt(row) == "<image>a<|endofchunk|>" and len(row.media) == 1
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [(IMAGE,), (TextPart("x", learned=False),), (IMAGE, TextPart("")), (IMAGE, TextPart(" "))],
+)
+def test_a_document_with_nothing_to_learn_is_bad(parts: tuple[Part, ...]) -> None:
+    with pytest.raises(BadRecord, match="made:1: "):
+        write(*parts)
+
+
+def test_the_marks_of_learned_text_are_taken_out_of_a_user_s_text() -> None:
+    assert spelt(write(IMAGE, TextPart("a\ufdd0b\ufdd1"))).startswith("<image>ab<|endofchunk|>")
+
+
+def test_letters_of_several_tokens_are_learned_whole() -> None:
+    row = write(TextPart("é", learned=False), TextPart("漢é"))
+    assert learned(row) == "漢é<|endofchunk|>"
+
+
+def test_where_a_picture_is_written_as_text_learned_text_is_still_known() -> None:
+    """flamingo-mini's way: `<image>` is plain text, and neighbours are tokenised together."""
+    row = write(IMAGE, TextPart("What?", learned=False), TextPart(" fox"), writer=AS_TEXT)
+    assert spelt(row) == "<image>What? fox<|endofchunk|>"
+    assert learned(row) == " fox<|endofchunk|>"
+    assert set(row.media_index) == {0} and len(row.media) == 1
+
+
+def test_a_text_that_the_family_takes_for_a_picture_is_a_bad_record() -> None:
+    with pytest.raises(BadRecord, match="made:1: this model takes every"):
+        write(IMAGE, TextPart("1 < 2"), writer=AS_TEXT)
+
+
+def test_marks_are_found_again_after_texts_were_joined() -> None:
+    assert unmark("a\ufdd0bc\ufdd1d\ufdd0e\ufdd1") == ("abcde", [(1, 3), (4, 5)])
+
+
+def test_a_token_is_learned_if_a_letter_of_it_is() -> None:
+    spans = [(3, 5)]
+    places = [(0, 3), (2, 4), (4, 4), (5, 7)]
+    assert [touches(place, spans) for place in places] == [False, True, True, False]
