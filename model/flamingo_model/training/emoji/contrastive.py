@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -188,9 +189,9 @@ def train_vision(
     rng = np.random.default_rng(seed)
     tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     parameters = [*tower.parameters(), *heads.parameters()]
-    tables = {"params": [heads.proxies, heads.text.weight], "weight_decay": 0.0, "lr": 2 * rate}
+    tables: dict[str, Any] = {"params": [heads.proxies, heads.text.weight], "weight_decay": 0.0}
     others = [p for p in parameters if p is not heads.proxies and p is not heads.text.weight]
-    optimiser = torch.optim.AdamW([{"params": others}, tables], lr=rate, weight_decay=0.05)
+    optimiser = torch.optim.AdamW([{"params": others}, tables | {"lr": 2 * rate}], lr=rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: warmup_cosine(step, num_steps, 100)
     )

@@ -113,7 +113,7 @@ def blurred(ink: Image.Image, size: int, rng: np.random.Generator) -> NDArray[np
     elif rng.random() < 0.5:
         ink = ink.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 2.5)))
     large = ink.resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(large, dtype=np.float32) / 255
+    return np.asarray(large, dtype=np.float32) / np.float32(255)
 
 
 def two_colours(rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -122,7 +122,8 @@ def two_colours(rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[
         dark, light = rng.uniform(0, 90), rng.uniform(165, 255)
         pair = (light, dark) if rng.random() < 0.75 else (dark, light)
         return np.full(3, pair[0], np.float32), np.full(3, pair[1], np.float32)
+    named = np.array(list(COLOURS.values()), np.float32)
     while True:
-        paper, pen = np.array(list(COLOURS.values()), np.float32)[rng.choice(len(COLOURS), 2)]
+        paper, pen = named[rng.choice(len(named), 2)]
         if np.abs(paper - pen).sum() > 150:
             return paper, pen

@@ -1,8 +1,8 @@
 """Pictures and films that no stage has seen, with all that is known of them, as one zip that needs
 no font to use: what `flamingo eval` asks the emoji model about.
 
-`python -m flamingo_model.training.emoji.exam OUT.zip`: `index.json` beside WebP files. Renderings are
-new, half of the emoji and all words are held out.
+`python -m flamingo_model.training.emoji.exam OUT.zip`: `index.json` beside WebP files. Renderings
+are new, half of the emoji and all words are held out.
 """
 
 from __future__ import annotations
@@ -105,9 +105,9 @@ class Exam:
             asked += [("where", *where_question(shown, 1 - which))]
         elif shown.count == "one":
             asked += [("name", NAME_QUESTION, shown.names[0])]
-        there = shown.names[self.rng.integers(len(shown.names))]
-        other = self.names[self.rng.integers(len(self.names))]
-        return [*asked, ("yes_no", *yes_no_question(shown, (there, other)[self.rng.integers(2)]))]
+        there = shown.names[int(self.rng.integers(len(shown.names)))]
+        other = self.names[int(self.rng.integers(len(self.names)))]
+        return [*asked, ("yes_no", *yes_no_question(shown, (there, other)[int(self.rng.integers(2))]))]
 
     def write(self, path: Path) -> None:
         words = made_up_words(NUM_WORDS, self.rng, held_out=True)
@@ -165,7 +165,7 @@ def make_exam(
     rng = exam.rng
 
     def chosen(among: Sequence[int]) -> int:
-        return int(among[rng.integers(len(among))])
+        return among[int(rng.integers(len(among)))]
 
     for sprite in track([*known, *known[::3][:twice]], description="known"):
         exam.add("single", "known", random_scene(sprite, rng))

@@ -197,7 +197,7 @@ class PoolGallery:
                     self.same[f"{sort} {fact}"].append(number)
 
     def take(self, numbers: Sequence[int]) -> Shown:
-        return self.pool.shown[numbers[self.rng.integers(len(numbers))]]
+        return self.pool.shown[numbers[int(self.rng.integers(len(numbers)))]]
 
     def classes(self, num: int) -> list[Callable[[], Shown]]:
         """Emoji, or one time in four drawings."""

@@ -1,8 +1,8 @@
 """Words in place of pictures: how the language model learns what pictures will be good for.
 
 In stage 2 a "picture" is one vector: what it shows, each fact's word embedded and turned by a
-matrix of its own, and a noisy random code for how the thing looks. It is added to every token that
-sees the picture, which is where stage 3's first cross-attention will write. Thrown away when shipped.
+matrix of its own, and a noisy random code for how the thing looks. It is added to every token
+that sees the picture, where stage 3's first cross-attention will write. Not shipped.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class StandIns(nn.Module):
     def forward(self, embeddings: Tensor, words: Tensor, codes: Tensor) -> Tensor:
         """Embedded words [V, dim], their ids [P, roles] (-1: none), codes [P, 128] of length 1."""
         told = embeddings[words.clamp(min=0)] * (words >= 0).unsqueeze(-1)
-        return torch.einsum("prd,rde->pe", told, self.roles) + self.code(codes)
+        out: Tensor = torch.einsum("prd,rde->pe", told, self.roles) + self.code(codes)
+        return out
 
 
 def fact_words(shown: Shown, encoder: Encoder) -> list[int]:
@@ -65,7 +66,7 @@ class TextGallery:
 
     def name(self) -> str:
         names = self.names if self.rng.random() < 0.75 else self.nouns
-        return names[self.rng.integers(len(names))]
+        return names[int(self.rng.integers(len(names)))]
 
     def shown(self, names: tuple[str, ...], code: Code | None = None, **facts: str) -> Shown:
         background = facts.pop("background", None) or self.pick(COLOUR_NAMES)
@@ -73,7 +74,7 @@ class TextGallery:
         return Shown(names, background, code=code, **facts)  # type: ignore[arg-type]
 
     def pick(self, words: Sequence[str]) -> str:
-        return words[self.rng.integers(len(words))]
+        return words[int(self.rng.integers(len(words)))]
 
     def classes(self, num: int) -> list[Callable[[], Shown]]:
         """Codes that lie more or less near each other, views that scatter more or less."""

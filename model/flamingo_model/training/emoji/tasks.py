@@ -152,7 +152,7 @@ class Tasks:
         }
 
     def pick(self, options: Sequence[str]) -> str:
-        return options[self.rng.integers(len(options))]
+        return options[int(self.rng.integers(len(options)))]
 
     def binding(self) -> list[Example]:
         """Two to five ways; one document in six is long, as four examples of each class make it."""
