@@ -37,7 +37,7 @@ class Flamingo(nn.Module):
         super().__init__()
         self.config = config
         self.vision = build_vision(config.vision)
-        self.resampler = build_resampler(config.resampler, config.vision)
+        self.resampler: nn.Module = build_resampler(config.resampler, config.vision)
         self.decoder = Decoder(config.decoder)
         self.cross_attention = nn.ModuleList(
             build_cross_attention(config.decoder.dim, config.resampler.dim, config.cross_attention)

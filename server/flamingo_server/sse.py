@@ -16,6 +16,7 @@ from .engine.request import Draft, Ended, Event, Finished, Started, Text
 from .errors import EngineFailure, FlamingoError
 
 PING_SECONDS = 15.0
+AT_ONCE = 16  # events of a stream written without a turn for the others
 
 
 class EventQueue:
@@ -50,10 +51,10 @@ class EventQueue:
         return self.events.popleft() if self.events else None
 
     async def come(self, timeout: float) -> list[Event]:
-        """All that wait, in order; none after `timeout` seconds without one."""
+        """Those that wait, in order, up to `AT_ONCE`; none after `timeout` seconds without one."""
         if not self.events:
             await self.wait(timeout)
-        return [self.events.popleft() for _ in range(len(self.events))]
+        return [self.events.popleft() for _ in range(min(AT_ONCE, len(self.events)))]
 
     async def wait(self, timeout: float | None) -> None:
         """Until there is an event; `asyncio.timeout` costs as much as all the rest of a token."""

@@ -18,11 +18,10 @@ def to_bytes(event: Event) -> bytes:
     return encode(event, "id", "model", lambda found: found)
 
 
-async def read(*events: Event, wait: float = 0) -> list[bytes]:
-    """Every event sent when another thread delivers `events`, after `wait` seconds."""
+async def read(*events: Event) -> list[bytes]:
+    """Every event sent when another thread delivers `events`."""
     queue = EventQueue()
-    timer = threading.Timer(wait, lambda: [queue.deliver(event) for event in events[1:]])
-    timer.start()
+    threading.Thread(target=lambda: [queue.deliver(event) for event in events[1:]]).start()
     sent = b"".join([chunk async for chunk in stream(events[0], queue, to_bytes)])
     return [event + b"\n\n" for event in sent.split(b"\n\n")[:-1]]
 
@@ -45,8 +44,16 @@ def test_an_error_ends_the_stream_and_hides_the_inside() -> None:
 
 def test_a_quiet_stream_sends_comments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "PING_SECONDS", 0.01)
-    _, *pings, last = asyncio.run(read(Text(0, "a", [1], None), END, wait=0.05))
-    assert pings and all(ping == b": ping\n\n" for ping in pings)
+
+    async def chunks() -> list[bytes]:
+        queue = EventQueue()
+        sent = stream(Text(0, "a", [1], None), queue, to_bytes)
+        found = [await anext(sent) for _ in range(3)]
+        queue.deliver(END)
+        return [*found, *[chunk async for chunk in sent]]
+
+    _, *pings, last = asyncio.run(chunks())
+    assert len(pings) >= 2 and set(pings) == {b": ping\n\n"}
     assert last.startswith(b"event: end")
 
 
@@ -59,6 +66,20 @@ def test_events_that_have_come_together_are_sent_together() -> None:
 
     first, rest = asyncio.run(chunks())
     assert (first.count(b"event: "), rest.count(b"event: ")) == (1, 3)
+
+
+def test_a_stream_that_lags_behind_gives_way_to_others() -> None:
+    """Thousands of events may wait for a client that reads slowly."""
+
+    async def chunks() -> list[bytes]:
+        queue = EventQueue()
+        for i in range(100):
+            queue.deliver(Text(0, "b", [i], None))
+        queue.deliver(END)
+        return [chunk async for chunk in stream(Text(0, "a", [1], None), queue, to_bytes)]
+
+    found = [chunk.count(b"event: ") for chunk in asyncio.run(chunks())]
+    assert max(found) == sse.AT_ONCE and sum(found) == 102
 
 
 def test_no_event_of_a_hasty_thread_is_lost_or_late() -> None:
