@@ -191,7 +191,9 @@ def train_vision(
     parameters = [*tower.parameters(), *heads.parameters()]
     tables: dict[str, Any] = {"params": [heads.proxies, heads.text.weight], "weight_decay": 0.0}
     others = [p for p in parameters if p is not heads.proxies and p is not heads.text.weight]
-    optimiser = torch.optim.AdamW([{"params": others}, tables | {"lr": 2 * rate}], lr=rate, weight_decay=0.05)
+    optimiser = torch.optim.AdamW(
+        [{"params": others}, tables | {"lr": 2 * rate}], lr=rate, weight_decay=0.05
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: warmup_cosine(step, num_steps, 100)
     )

@@ -107,7 +107,10 @@ class Exam:
             asked += [("name", NAME_QUESTION, shown.names[0])]
         there = shown.names[int(self.rng.integers(len(shown.names)))]
         other = self.names[int(self.rng.integers(len(self.names)))]
-        return [*asked, ("yes_no", *yes_no_question(shown, (there, other)[int(self.rng.integers(2))]))]
+        return [
+            *asked,
+            ("yes_no", *yes_no_question(shown, (there, other)[int(self.rng.integers(2))])),
+        ]
 
     def write(self, path: Path) -> None:
         words = made_up_words(NUM_WORDS, self.rng, held_out=True)
