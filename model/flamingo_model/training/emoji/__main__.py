@@ -22,9 +22,10 @@ from ...flamingo import Flamingo
 from ...vision_config import VisionConfig
 from .contrastive import ContrastiveHeads, train_vision
 from .documents import WORDNET, Encoder, corpus, glosses, train_tokenizer
+from .language import initialise as initialise_decoder
 from .language import train_language
-from .multimodal import align, train_on_documents
-from .pictures import PoolBuilder, Sizes
+from .multimodal import align, initialise, train_on_documents
+from .pictures import Pool, PoolBuilder, Sizes
 from .standins import StandIns, TextGallery
 from .tasks import Tasks
 from .world import FONT, SCENE_SIZE, Sprites, load_sprites
@@ -85,7 +86,7 @@ def train_all(run: Path, seed: int, scale: float) -> Flamingo:
         nn.ModuleList([model.decoder, stand_ins]),
         run / "language.safetensors",
         lambda: train_language(
-            model.decoder, stand_ins, encoder, glosses(), names, run, seed, steps(900)
+            model.decoder, stand_ins, encoder, glosses(), names, run, seed, steps(600)
         ),
     )
     builder = PoolBuilder(model.vision, heads, config.vision, sprites, seed)
@@ -94,7 +95,7 @@ def train_all(run: Path, seed: int, scale: float) -> Flamingo:
     stage(
         model,
         run / "aligned.safetensors",
-        lambda: align(model, stand_ins, encoder, pool, run, seed, steps(1500)),
+        lambda: rehearse_and_align(model, stand_ins, encoder, pool, run, seed, scale),
     )
     stage(
         model,
@@ -105,6 +106,27 @@ def train_all(run: Path, seed: int, scale: float) -> Flamingo:
     )
     save_native(model, tokenizer, run / "checkpoint", torch.float16)
     return model
+
+
+def rehearse_and_align(
+    model: Flamingo,
+    stand_ins: StandIns,
+    encoder: Encoder,
+    pool: Pool,
+    run: Path,
+    seed: int,
+    scale: float,
+) -> None:
+    """Most of the alignment needs no trained decoder, only vectors for the facts: the shipped run
+    rehearsed on untrained ones while its decoder was still learning."""
+    torch.manual_seed(seed)
+    initialise(model)
+    untrained = Flamingo(model.config)
+    initialise_decoder(untrained.decoder)
+    untrained.resampler, untrained.cross_attention = model.resampler, model.cross_attention
+    words = StandIns(model.config.decoder.dim)
+    align(untrained, words, encoder, pool, run, seed, max(1, round(1000 * scale)))
+    align(model, stand_ins, encoder, pool, run, seed + 1, max(1, round(300 * scale)))
 
 
 def load_tokenizer(path: Path, sprites: Sprites, seed: int) -> Tokenizer:

@@ -163,7 +163,7 @@ def make_exam(
     pairs: int = 520,
     films: int = 500,
 ) -> Exam:
-    """`views` of each held-out emoji; one of each known, two of some; scenes of every other sort."""
+    """`views` of each held-out emoji, one of each known or two, and scenes of every other sort."""
     exam, known, test = Exam(sprites, seed), sprites.known(), sprites.test()
     rng = exam.rng
 

@@ -6,8 +6,9 @@ vector of what the picture shows. Then documents with pictures, through the whol
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -282,21 +283,30 @@ def evaluate(
     for split, pool in tests.items():
         rng = np.random.default_rng(0)
         tasks = Tasks(PoolGallery(pool, sprites, rng), rng, held_out_words=True)
-        draws = {
-            "2_way": lambda tasks=tasks: tasks.episode(2, 3),
-            "5_way": lambda tasks=tasks: tasks.episode(5, 6),
-            "motion": lambda tasks=tasks: [tasks.motion()],
-        }
-        if split == "known":
-            for kind in ("name", "colour", "count", "what", "where", "yes_no"):
-                draws[kind] = lambda tasks=tasks, kind=kind: [getattr(tasks, kind)()]
-            draws["caption_pair"] = lambda tasks=tasks: [tasks.caption(tasks.gallery.pair())]
-            for task in HIDDEN_TASKS:
-                draws[f"hidden_{task}"] = lambda tasks=tasks, task=task: tasks.hidden(3, task)
-        for name, draw in draws.items():
+        for name, draw in questions(tasks, split == "known").items():
             drawn = [encoder.examples(last_only(draw()), KINDS[0]) for _ in range(num)]
             figures[f"{split}_{name}"] = share_right(model, encoder, pool, drawn)
     return figures
+
+
+def questions(tasks: Tasks, are_known: bool) -> dict[str, Callable[[], list[Example]]]:
+    drawn: dict[str, Callable[[], list[Example]]] = {
+        "2_way": lambda: tasks.episode(2, 3),
+        "5_way": lambda: tasks.episode(5, 6),
+        "motion": lambda: [tasks.motion()],
+    }
+    if not are_known:
+        return drawn
+    return drawn | {
+        "name": lambda: [tasks.name()],
+        "colour": lambda: [tasks.colour()],
+        "count": lambda: [tasks.count()],
+        "what": lambda: [tasks.what()],
+        "where": lambda: [tasks.where()],
+        "yes_no": lambda: [tasks.yes_no()],
+        "caption_pair": lambda: [tasks.caption(tasks.gallery.pair())],
+        **{f"hidden_{task}": partial(tasks.hidden, 3, task) for task in HIDDEN_TASKS},
+    }
 
 
 def share_right(model: Flamingo, encoder: Encoder, pool: Pool, drawn: Sequence[Tokens]) -> float:
