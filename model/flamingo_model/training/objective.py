@@ -181,7 +181,7 @@ def token_losses(decoder: Decoder, hidden: Tensor, targets: Tensor) -> Tensor:
     if learns(head) or learns(decoder.project_out) or not hidden.requires_grad:
         logits = decoder.logits(hidden)
         return F.cross_entropy(logits.float(), targets, reduction="none")
-    losses: Tensor = LossInParts.apply(hidden, targets, decoder)
+    losses: Tensor = LossInParts.apply(hidden, targets, decoder)  # type: ignore[no-untyped-call]
     return losses
 
 
@@ -202,7 +202,7 @@ class LossInParts(torch.autograd.Function):
         return torch.cat(losses)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         (gradients,) = ctx.saved_tensors
         return (gradients * upstream.unsqueeze(1)).to(gradients.dtype), None, None
 
