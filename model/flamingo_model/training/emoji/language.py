@@ -195,12 +195,13 @@ def hidden_states(decoder: Decoder, batch: dict[str, Tensor], vectors: Tensor) -
     num_rows, length = batch["ids"].shape
     attend = DenseSelfAttention(num_rows, length, reach(decoder.config), batch["segments"])
     told = at_tokens(vectors, batch["pictures"])
-    return decoder(
+    hidden: Tensor = decoder(
         batch["ids"],
         batch["positions"],
         attend,
         lambda layer, hidden: hidden + told if layer == 0 else hidden,
     )
+    return hidden
 
 
 def weighted_loss(

@@ -131,7 +131,8 @@ class Aligner:
         attend = DenseCrossAttention(MediaKV(keys[None], values[None]), mask)
         written = block(hidden, 0, attend) - hidden
         targets = self.targets[torch.tensor(numbers)].unsqueeze(1)
-        return (written.float() - targets).square().mean() / targets.square().mean()
+        error: Tensor = (written.float() - targets).square().mean() / targets.square().mean()
+        return error
 
 
 class Joiner:
@@ -232,7 +233,8 @@ def training_loss(
             for batch in by_length(drawn, encoder.image)
         ]
     losses, right, kinds = (torch.cat(part) for part in zip(*parts, strict=True))
-    total, figures = 0.3 * aligned, {}
+    figures: dict[str, float] = {}
+    total = 0.3 * aligned
     for index, kind in enumerate(PER_STEP):
         own = kinds == index
         total = total + losses[own].mean() * KIND_WEIGHTS.get(kind, 1.0)
