@@ -1,0 +1,51 @@
+"""What a run's log says, as one picture: `python -m flamingo_model.training.emoji.curves LOG OUT.png`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402
+
+PANELS = {
+    "vision": ("views", "classes", "pairs", "caption"),
+    "language": ("binding_right", "hidden_right", "name_right", "what_right", "yes_no_right"),
+    "align": ("align",),
+    "documents": ("binding_right", "name_right", "caption_right", "what_right", "yes_no_right"),
+}
+
+
+def draw(log: Path, out: Path) -> None:
+    """A panel a stage: what was logged of its steps, in their order."""
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    figure, axes = pyplot.subplots(1, len(PANELS), figsize=(16, 3.6))
+    for axis, (stage, names) in zip(axes, PANELS.items(), strict=True):
+        for name in names:
+            steps, values = line(rows, stage, name)
+            axis.plot(steps, values, label=name)
+        axis.set(title=stage, xlabel="step")
+        axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(out, dpi=110)
+
+
+def line(rows: list[dict[str, Any]], stage: str, name: str) -> tuple[list[int], list[float]]:
+    chosen = [row for row in rows if row["stage"] == stage and name in row]
+    return [row["step"] for row in chosen], [row[name] for row in chosen]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m flamingo_model.training.emoji.curves")
+    parser.add_argument("log", type=Path)
+    parser.add_argument("out", type=Path)
+    chosen = parser.parse_args()
+    draw(chosen.log, chosen.out)
+
+
+if __name__ == "__main__":
+    main()
