@@ -209,7 +209,7 @@ def train_on_documents(
     log.write(evaluate(model, encoder, tests, sprites))
     for step in log.steps():
         joiner.step(training_loss(model, aligner, pool, tasks, encoder, log))
-        if (step + 1) % 100 == 0 or step + 1 == num_steps:
+        if (step + 1) % 200 == 0 or step + 1 == num_steps:
             log.write(evaluate(model, encoder, tests, sprites))
     return model
 
