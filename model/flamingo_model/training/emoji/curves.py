@@ -1,4 +1,7 @@
-"""What a run's log says, as one picture: `python -m flamingo_model.training.emoji.curves LOG OUT.png`."""
+"""What a run's log says, as one picture.
+
+`python -m flamingo_model.training.emoji.curves LOG OUT.png`
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
+from matplotlib import pyplot
 
 PANELS = {
     "vision": ("views", "classes", "pairs", "caption"),
