@@ -80,7 +80,7 @@ def train_all(run: Path, seed: int, scale: float) -> None:
     stage(
         nn.ModuleList([model.vision, heads]),
         run / "vision.safetensors",
-        lambda: train_vision(model.vision, heads, config.vision, sprites, run, seed, steps(1600)),
+        lambda: train_vision(model.vision, heads, config.vision, sprites, run, seed, steps(1560)),
     )
     names = [sprites.names[i] for i in sprites.known()]
     stage(
@@ -100,7 +100,7 @@ def train_all(run: Path, seed: int, scale: float) -> None:
         model,
         run / "documents.safetensors",
         lambda: train_on_documents(
-            model, stand_ins, encoder, pool, tests, sprites, run, seed, steps(600)
+            model, stand_ins, encoder, pool, tests, sprites, run, seed, steps(370)
         ),
     )
     save(model, tokenizer, heads, stand_ins, run / "checkpoint")
