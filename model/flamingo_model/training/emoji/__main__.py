@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import nn
 
-from ...checkpoints.native import EMBEDDED, load_native, save_native
+from ...checkpoints.native import EMBEDDED, save_native
 from ...config import CrossAttentionConfig, DecoderConfig, FlamingoConfig, ResamplerConfig
 from ...flamingo import Flamingo
 from ...vision_config import VisionConfig
@@ -31,7 +31,6 @@ from .tasks import Tasks
 from .world import FONT, SCENE_SIZE, Sprites, load_sprites
 
 VOCAB_SIZE = 4096
-SCAFFOLD = "scaffold.safetensors"  # heads and stand-ins: training needs them, serving does not
 
 
 def emoji_config() -> FlamingoConfig:
@@ -103,21 +102,7 @@ def train_all(run: Path, seed: int, scale: float) -> None:
             model, stand_ins, encoder, pool, tests, sprites, run, seed, steps(370)
         ),
     )
-    save(model, tokenizer, heads, stand_ins, run / "checkpoint")
-
-
-def train_on(run: Path, seed: int, num_steps: int, rate: float = 4e-4) -> None:
-    """More documents for the shipped checkpoint, with the heads and stand-ins it was made with."""
-    sprites = load_sprites(run / "sprites.npz")
-    model, tokenizer = load_native(EMBEDDED, dtype=torch.float32)
-    heads = ContrastiveHeads(model.config.vision.dim, sprites)
-    stand_ins = StandIns(model.config.decoder.dim)
-    scaffold = nn.ModuleDict({"heads": heads, "stand_ins": stand_ins})
-    scaffold.load_state_dict(load_file(EMBEDDED.parent / SCAFFOLD))
-    pool, tests = pools(model, heads, sprites, seed)
-    encoder = Encoder(tokenizer)
-    train_on_documents(model, stand_ins, encoder, pool, tests, sprites, run, seed, num_steps, rate)
-    save(model, tokenizer, heads, stand_ins, run / "checkpoint")
+    save_native(model, tokenizer, run / "checkpoint", torch.float16)
 
 
 def pools(
@@ -126,20 +111,6 @@ def pools(
     builder = PoolBuilder(model.vision, heads, model.config.vision, sprites, seed)
     tests = {"known": builder.test(sprites.known()), "held_out": builder.test(sprites.test())}
     return builder.training(Sizes()), tests
-
-
-def save(
-    model: Flamingo,
-    tokenizer: Tokenizer,
-    heads: ContrastiveHeads,
-    stand_ins: StandIns,
-    folder: Path,
-) -> None:
-    """The checkpoint, and beside it what a later run needs to train on."""
-    save_native(model, tokenizer, folder, torch.float16)
-    scaffold = nn.ModuleDict({"heads": heads, "stand_ins": stand_ins}).state_dict()
-    half = {k: v.half() if v.is_floating_point() else v for k, v in scaffold.items()}
-    save_file({k: v.contiguous() for k, v in half.items()}, folder.parent / SCAFFOLD)
 
 
 def rehearse_and_align(
@@ -179,7 +150,6 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/emoji"), help="folder of the run")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full steps")
-    parser.add_argument("--train-on", type=int, metavar="STEPS", help="go on with what is shipped")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--ship", action="store_true", help="put the result into the package")
     chosen = parser.parse_args()
@@ -188,15 +158,11 @@ def main() -> None:
             parser.error(f"{needed} is missing: apt-get install {package}")
     torch.set_num_threads(chosen.threads)
     chosen.run.mkdir(parents=True, exist_ok=True)
-    if chosen.train_on:
-        train_on(chosen.run, chosen.seed, chosen.train_on)
-    else:
-        train_all(chosen.run, chosen.seed, chosen.scale)
+    train_all(chosen.run, chosen.seed, chosen.scale)
     print(f"checkpoint and log are in {chosen.run}")
     if chosen.ship:
         for file in (chosen.run / "checkpoint").iterdir():
             (EMBEDDED / file.name).write_bytes(file.read_bytes())
-        (EMBEDDED.parent / SCAFFOLD).write_bytes((chosen.run / SCAFFOLD).read_bytes())
 
 
 if __name__ == "__main__":
