@@ -122,8 +122,8 @@ def rehearse_and_align(
     seed: int,
     scale: float,
 ) -> None:
-    """Most of the alignment needs no trained decoder, only vectors for the facts: the shipped run
-    rehearsed on untrained ones while its decoder was still learning."""
+    """Most of the alignment needs no trained decoder, only vectors for the facts: it can be
+    rehearsed on untrained ones while the decoder still learns."""
     torch.manual_seed(seed)
     initialise(model)
     untrained = Flamingo(model.config)
