@@ -110,7 +110,7 @@ def test_the_model_room_knows_neither_the_web_nor_other_rooms() -> None:
     assert not packages(files(ROOMS["flamingo_model"])) & forbidden
 
 
-@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("room", sorted(ROOMS))
 def test_only_training_and_the_command_line_know_training(room: str) -> None:
     for path in files(ROOMS[room]):
         known = {name for name in imports(path) if name.startswith("flamingo_model.training")}

@@ -160,6 +160,7 @@ def save_adapter(path: Path | str, tensors: Mapping[str, Tensor], card: AdapterC
         save_file(whole, part, {"format": FORMAT, "card": json.dumps(asdict(card), default=str)})
         with part.open("rb+") as file:
             os.fsync(file.fileno())
+        part.chmod(0o644)  # safetensors leaves it to its owner alone; servers often run as another
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
