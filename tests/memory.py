@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from families import Case
+from flamingo_model.cache import BlockCache
 from flamingo_model.checkpoints.checkpoint import Checkpoint
 from flamingo_model.checkpoints.families import Parts
 from flamingo_model.checkpoints.native import load_native, open_native, save_native
@@ -57,6 +58,13 @@ def opened(folder: Path) -> Checkpoint:
 def remember(folder: Path, case: Case) -> None:
     told = {"source": str(case.source), "family": case.family, "parts": vars(case.parts)}
     (folder / "case.json").write_text(json.dumps(told))
+
+
+def write_one_token(folder: Path) -> object:
+    cache = BlockCache(tiny_config(), {"small": 16, "large": 2**17}[folder.name], 16)
+    cache.write(0, torch.tensor([5]), *torch.ones(2, 1, 2, 16))
+    assert cache.k[0, 5].all()
+    return cache
 
 
 def peak_of(work: Callable[[Path], object], folder: Path) -> int:

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from flamingo_model.cache import ALIGNED, BlockCache, zeros
-from memory import MIB, peak_of
-from tiny import tiny_config
+from flamingo_model.cache import ALIGNED, zeros
+from memory import MIB, peak_of, write_one_token
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -17,13 +16,6 @@ def test_they_are_zeros_that_can_be_written(dtype: torch.dtype) -> None:
     assert torch.equal(found, torch.zeros(3, 5, 7, dtype=dtype))
     found[1, 2] = 4
     assert found.sum() == 28
-
-
-def write_one_token(folder: Path) -> object:
-    cache = BlockCache(tiny_config(), {"small": 16, "large": 2**17}[folder.name], 16)
-    cache.write(0, torch.tensor([5]), *torch.ones(2, 1, 2, 16))
-    assert cache.k[0, 5].all()
-    return cache
 
 
 def test_a_cache_takes_memory_only_where_something_is_written() -> None:

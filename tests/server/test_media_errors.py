@@ -29,7 +29,7 @@ def test_to_dict_is_the_contracts_error_object() -> None:
 
 
 def test_every_status_of_the_contract_has_one_class() -> None:
-    statuses = [400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503]
+    statuses = [400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503]
     assert sorted(leaf.status for leaf in leaves()) == statuses
     assert len({leaf.type for leaf in leaves()}) == len(statuses)
 

@@ -38,13 +38,13 @@ def test_a_film_is_read_at_its_dataset_s_rate_and_to_its_length() -> None:
     ],
 )
 def test_what_cannot_be_read_is_a_bad_record_with_its_place(part: MediaPart) -> None:
-    with pytest.raises(BadRecord, match=rf"a.jsonl:3: a {part.kind} cannot be read"):
+    with pytest.raises(BadRecord, match=r"a.jsonl:3: .*(no picture|cut off|not a film)"):
         read(part)
 
 
 def test_a_picture_too_large_to_be_one_is_refused_before_it_is_decoded() -> None:
     huge = encoded(Image.new("1", (8_000, 8_000)), "PNG")
-    with pytest.raises(BadRecord, match="limit"):
+    with pytest.raises(BadRecord, match="is over 50,000,000 pixels"):
         read(MediaPart("image", huge))
 
 
