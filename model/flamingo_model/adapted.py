@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapters import Adapter, AdapterError, Update, changed_tensor
+from .checkpoints.hollow import hollow
 from .checkpoints.weights import SHOWN, Weights
 from .config import FlamingoConfig
 from .cross_attention import CrossAttend, build_cross_attention
@@ -105,7 +106,7 @@ def part_of(name: str) -> str:
 
 def part(path: str, config: FlamingoConfig, new: Callable[[str], Tensor]) -> nn.Module:
     """A part of the model with the adapter's tensors, and the base's for the rest."""
-    with torch.device("meta"):
+    with hollow():
         module = BUILDERS[path.partition(".")[0]](config)
     state = {name: new(f"{path}.{name}") for name in module.state_dict()}
     module.load_state_dict(state, assign=True)

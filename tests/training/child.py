@@ -11,7 +11,7 @@ from torch import Tensor
 from flamingo_model.training.config import Config
 from flamingo_model.training.data.document import Document, MediaPart, TextPart
 from flamingo_model.training.distributed import ALONE, World, joined
-from flamingo_model.training.loop import trained_weights
+from flamingo_model.training.optimise import trained_weights
 from training.made import ListSource, base, captions, config, film, train
 
 

@@ -15,8 +15,8 @@ from flamingo_model.attention import DenseSelfAttention
 from flamingo_model.positions import reach
 from flamingo_model.training.config import DatasetConfig
 from flamingo_model.training.data.document import Document, MediaPart, TextPart
-from flamingo_model.training.loop import trained
 from flamingo_model.training.objective import Objective, Shown, token_losses
+from flamingo_model.training.optimise import trained
 from flamingo_model.training.stages.flamingo import FlamingoStage
 from tiny import tiny_config
 from training.made import ListSource, base, caption, captions, config, film, picture, stage

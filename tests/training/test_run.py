@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +17,8 @@ from flamingo_model.training.base import load_base
 from flamingo_model.training.config import Config
 from flamingo_model.training.data.document import Source
 from flamingo_model.training.distributed import ALONE
-from flamingo_model.training.loop import trained
 from flamingo_model.training.mixture import Stream
+from flamingo_model.training.optimise import trained
 from flamingo_model.training.result import write_result
 from flamingo_model.training.run import run
 from flamingo_model.training.stages.flamingo import FlamingoStage
@@ -49,7 +48,7 @@ class FakeAdapters:
 @pytest.fixture
 def adapters(monkeypatch: pytest.MonkeyPatch) -> FakeAdapters:
     fake = FakeAdapters()
-    monkeypatch.setitem(sys.modules, "flamingo_model.adapters", fake)  # type: ignore[arg-type]
+    monkeypatch.setattr("flamingo_model.training.result.adapters", fake)
     return fake
 
 
@@ -168,8 +167,7 @@ def test_the_command_trains_from_a_file_and_says_where_the_result_is(
         asked.append((*given, options))
         return ListSource(captions(4))
 
-    module = SimpleNamespace(open_source=open_source)
-    monkeypatch.setitem(sys.modules, "flamingo_model.training.data.source", module)  # type: ignore[arg-type]
+    monkeypatch.setattr("flamingo_model.training.data.source.open_source", open_source)
     main(["train", str(tmp_path / "a.toml")])
     assert asked == [(str(tmp_path / "x"), "auto", {"root": "r"})]
     assert capsys.readouterr().out.strip().endswith(str(tmp_path / "out" / "adapter.safetensors"))

@@ -14,7 +14,7 @@ from torch import Tensor
 from flamingo_model.attention import DenseSelfAttention
 from flamingo_model.positions import reach
 from flamingo_model.training.data.document import Document, MediaPart, TextPart
-from flamingo_model.training.loop import trained
+from flamingo_model.training.optimise import trained
 from flamingo_model.training.report import read_log
 from flamingo_model.training.rows import Row
 from flamingo_model.training.stages.contrastive import ContrastiveStage, two_term_loss

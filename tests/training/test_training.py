@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from flamingo_model.training.config import Config
-from flamingo_model.training.loop import NotFinite, Stage, trained
+from flamingo_model.training.loop import NotFinite, Stage
+from flamingo_model.training.optimise import trained
 from flamingo_model.training.report import draw_curves, read_log
 from flamingo_model.training.state import StateError, States, write_atomically
 from training.made import ListSource, base, captions, config, stage, train, weights

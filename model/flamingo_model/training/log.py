@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,19 @@ from rich.progress import (
 )
 
 
+def progress_bar(is_shown: bool = True) -> Progress:
+    """A task's name, bar, steps, times, and its field `figures`."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    return Progress(*columns, refresh_per_second=1, disable=not is_shown)
+
+
 class StageLog:
     """Counts steps and keeps running means of what `add` is given."""
 
@@ -27,15 +39,7 @@ class StageLog:
         self.sums: dict[str, list[float]] = {}
 
     def steps(self) -> Iterator[int]:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
-        )
-        with Progress(*columns, refresh_per_second=1) as progress:
+        with progress_bar() as progress:
             bar = progress.add_task(self.stage, total=self.num_steps, figures="")
             for step in range(self.num_steps):
                 self.step = step
@@ -59,11 +63,3 @@ class StageLog:
         row["seconds"] = round(time.monotonic() - self.start, 1)
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-
-
-def warmup_cosine(step: int, num_steps: int, warmup: int) -> float:
-    """A factor on the learning rate: linear up, cosine down to 0."""
-    if step < warmup:
-        return (step + 1) / warmup
-    done = (step - warmup) / max(1, num_steps - warmup)
-    return 0.5 * (1 + math.cos(math.pi * done))

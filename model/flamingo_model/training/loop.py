@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import TrainConfig, TrainingError
-from .distributed import World, full, shard
+from .distributed import World, shard
 from .optimise import Group, build_optimisers, clip_gradients, parameters, set_rate
 from .report import Report
 from .state import States
@@ -111,13 +111,3 @@ class Loop:
 
     def is_due(self, step: int, every: int) -> bool:
         return (step + 1) % every == 0 or step + 1 == self.config.steps
-
-
-def trained(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters with gradients, by name."""
-    return {name: p for name, p in module.named_parameters() if p.requires_grad}
-
-
-def trained_weights(module: nn.Module) -> dict[str, Tensor]:
-    """Whole, on the CPU; every process must ask."""
-    return {name: full(p) for name, p in trained(module).items()}

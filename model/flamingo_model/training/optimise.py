@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .config import TrainConfig
 from .distributed import full
@@ -64,11 +64,16 @@ def set_rate(optimisers: list[torch.optim.Optimizer], config: TrainConfig, step:
 
 def schedule(step: int, config: TrainConfig) -> float:
     """Linear warm-up, then constant (paper, section B.1.2) or down a cosine to 0."""
-    if step < config.warm_up:
-        return (step + 1) / config.warm_up
-    if config.schedule == "constant":
+    if config.schedule == "constant" and step >= config.warm_up:
         return 1.0
-    done = (step - config.warm_up) / max(1, config.steps - config.warm_up)
+    return warmup_cosine(step, config.steps, config.warm_up)
+
+
+def warmup_cosine(step: int, num_steps: int, warmup: int) -> float:
+    """A factor on the learning rate: linear up, cosine down to 0."""
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, num_steps - warmup)
     return 0.5 * (1 + math.cos(math.pi * done))
 
 
@@ -76,6 +81,16 @@ def clip_gradients(learned: Iterable[nn.Parameter], limit: float) -> float:
     """Scales all gradients so that their norm is `limit` at most; gives the norm before."""
     norm = torch.nn.utils.clip_grad_norm_(learned, limit)
     return full(norm).item()
+
+
+def trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters with gradients, by name."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def trained_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Whole, on the CPU; every process must ask."""
+    return {name: full(p) for name, p in trained(module).items()}
 
 
 def split_decay(learned: Mapping[str, nn.Parameter], never: tuple[str, ...]) -> list[Group]:

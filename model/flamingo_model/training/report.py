@@ -9,14 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
+
+from .log import progress_bar
 
 SHOWN = ("loss", "gradient")
 
@@ -51,15 +46,7 @@ class Report:
         self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
 
     def steps(self, first: int, last: int) -> Iterator[int]:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
-        )
-        with Progress(*columns, refresh_per_second=1, disable=self.folder is None) as progress:
+        with progress_bar(is_shown=self.folder is not None) as progress:
             bar = progress.add_task(self.name, total=last, completed=first, figures="")
             self.progress = progress
             for step in range(first, last):

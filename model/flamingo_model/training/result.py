@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
+from .. import adapters
 from ..checkpoints.checkpoint import DTYPES, Checkpoint
 from ..checkpoints.lazy import Recipes
 from ..checkpoints.writing import write_folder
@@ -21,8 +20,8 @@ from .report import read_log
 
 def base_digest(base: Base) -> str:
     """Of the checkpoint as it is stored, so that any server of it knows it again."""
-    digest: str = import_module("flamingo_model.adapters").base_digest(base.stored)
-    return digest
+    assert base.stored is not None  # a config wants no adapter of a base that is all fresh
+    return adapters.base_digest(base.stored)
 
 
 def write_result(base: Base, module: nn.Module, config: Config, digest: str, world: World) -> Path:
@@ -37,8 +36,7 @@ def write_result(base: Base, module: nn.Module, config: Config, digest: str, wor
     folder = Path(config.output.folder)
     target = folder / ("adapter.safetensors" if is_adapter else "checkpoint")
     if world.is_first and is_adapter:
-        adapters = import_module("flamingo_model.adapters")
-        adapters.save_adapter(target, ours, card(adapters, config, digest))
+        adapters.save_adapter(target, ours, card(config, digest))
     elif world.is_first:
         changed = {
             plain_name(k.removeprefix("model.")) for k, p in parameters.items() if p.requires_grad
@@ -66,7 +64,7 @@ def whole_tensors(
     return fused(tensors, config.lora)
 
 
-def card(adapters: Any, config: Config, digest: str) -> Any:
+def card(config: Config, digest: str) -> adapters.AdapterCard:
     values = dataclasses.asdict(config)
     has_lora = "lora" in config.train.what
     log = read_log(Path(config.output.folder) / "log.jsonl")

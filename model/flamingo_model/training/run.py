@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
 
 from .base import Base, load_base
 from .config import Config, DatasetConfig
+from .data import source
 from .data.document import Source
 from .distributed import World, joined
 from .loop import Loop, Stage
@@ -28,10 +28,7 @@ STAGES: dict[str, Callable[..., Stage]] = {
 
 
 def open_dataset(dataset: DatasetConfig) -> Source:
-    source: Source = import_module("flamingo_model.training.data.source").open_source(
-        dataset.path, dataset.format, **dataset.options
-    )
-    return source
+    return source.open_source(dataset.path, dataset.format, **dataset.options)
 
 
 def run(config: Config, restart: bool = False, open_source: Open = open_dataset) -> Path:

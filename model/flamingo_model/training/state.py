@@ -16,7 +16,7 @@ import torch
 
 from .config import TrainingError
 from .distributed import ALONE, World, fill, full
-from .optimise import parameters
+from .optimise import parameters, trained_weights
 
 if TYPE_CHECKING:
     from .loop import Stage
@@ -42,9 +42,7 @@ class States:
         values = {
             "fingerprint": self.fingerprint,
             "step": step,
-            "weights": {
-                name: full(p) for name, p in stage.module.named_parameters() if p.requires_grad
-            },
+            "weights": trained_weights(stage.module),
             "optimisers": [whole(optimiser) for optimiser in optimisers],
             "position": stage.position(),
         }

@@ -7,39 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from .document import MediaPart, Part, Record, TextPart
-from .files import Folder
-from .order import Listed
-from .problems import Problem, kind_of, record, text_of
-from .rows import RowFile, Rows, json_row, line_spans
+from .document import MediaPart, Part, TextPart
+from .problems import Problem, kind_of, text_of
+from .rows import RowFile, Rows, RowSource, json_row, line_spans
 
 Read = Callable[[str], bytes]
 
 
 @dataclass(frozen=True, eq=False)
-class InterleavedSource(Listed):
+class InterleavedSource(RowSource):
     """A document a line. A part is `image`, `video` or `text`; text may have `"learned": false`.
 
     Paths start at the file's folder, or at `root`, and may not leave it.
     """
 
-    rows: Rows
-    root: Path | None
-
     @classmethod
     def open(cls, paths: Sequence[str], *, root: str | None = None) -> Self:
         return cls(Rows(paths, line_spans), Path(root) if root else None)
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def record(self, at: int) -> Record:
-        file, row = self.rows.find(at)
-        return record(file.place(row), lambda: self._parts(file, row))
-
-    def _parts(self, file: RowFile, row: int) -> Iterator[Part]:
-        folder = Folder(self.root or file.path.parent)
-        return interleaved_parts(json_row(file.read(row)), folder.read)
+    def parts(self, file: RowFile, row: int) -> Iterator[Part]:
+        return interleaved_parts(json_row(file.read(row)), self.folder(file).read)
 
 
 def interleaved_parts(row: dict[str, Any], read: Read) -> Iterator[Part]:

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from .document import MediaPart, Part, Record, TextPart
-from .files import Folder
 from .interleaved import Read
-from .order import Listed
 from .problems import Missing, Problem, SourceError, kind_of, record, text_of
-from .rows import RowFile, Rows, json_row, line_spans
+from .rows import RowFile, Rows, RowSource, json_row, line_spans
 from .shards import Shard, Shards, ShardSource
 
 
@@ -31,23 +29,13 @@ _AS_IS = Mmc4Options()
 
 
 @dataclass(frozen=True, eq=False)
-class Mmc4Source(Listed):
+class Mmc4Source(RowSource):
     """JSONL with `text_list` and `image_info`; pictures lie beside it or at `root`."""
 
-    rows: Rows
-    root: Path | None
     options: Mmc4Options
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def record(self, at: int) -> Record:
-        file, row = self.rows.find(at)
-        return record(file.place(row), lambda: self._parts(file, row))
-
-    def _parts(self, file: RowFile, row: int) -> Iterator[Part]:
-        folder = Folder(self.root or file.path.parent)
-        return mmc4_parts(json_row(file.read(row)), folder.read, self.options)
+    def parts(self, file: RowFile, row: int) -> Iterator[Part]:
+        return mmc4_parts(json_row(file.read(row)), self.folder(file).read, self.options)
 
 
 @dataclass(frozen=True, eq=False)

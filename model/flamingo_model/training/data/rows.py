@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -14,8 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import short_names
-from .problems import Problem, SourceError
+from .document import Part, Record
+from .files import Folder, short_names
+from .order import Listed
+from .problems import Problem, SourceError, record
 
 Span = tuple[int, int, int]  # first byte, byte after the last, line number from 1
 Spans = Callable[[Path], Iterator[Span]]
@@ -63,6 +66,28 @@ class Rows:
         """The file that holds row `at`, and its number in there."""
         number = int(np.searchsorted(self.ends, at, side="right"))
         return self.files[number], at - int(self.ends[number - 1] if number else 0)
+
+
+@dataclass(frozen=True, eq=False)
+class RowSource(Listed):
+    """A record a row. Paths in a row start at its file's folder, or at `root`."""
+
+    rows: Rows
+    root: Path | None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def record(self, at: int) -> Record:
+        file, row = self.rows.find(at)
+        return record(file.place(row), lambda: self.parts(file, row))
+
+    def folder(self, file: RowFile) -> Folder:
+        return Folder(self.root or file.path.parent)
+
+    @abstractmethod
+    def parts(self, file: RowFile, row: int) -> Iterator[Part]:
+        """Those of row `row`. Raises Problem."""
 
 
 def line_spans(path: Path) -> Iterator[Span]:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from .document import MediaPart, Part, Record, TextPart
+from .document import MediaPart, Part, TextPart
 from .files import Folder
-from .order import Listed
-from .problems import Problem, SourceError, kind_of, record, text_of
+from .problems import Problem, SourceError, kind_of, text_of
 from .rows import (
     RowFile,
     Rows,
+    RowSource,
     csv_header,
     csv_row,
     csv_spans,
@@ -30,15 +30,13 @@ QUESTION = "Question: {question} Answer:"  # Alayrac et al. 2022, appendix D
 
 
 @dataclass(frozen=True, eq=False)
-class TableSource(Listed):
+class TableSource(RowSource):
     """Columns `image` or `video`, with `caption` or `text`, or `question` and `answer` (`answers`).
 
     `prompt` is read, not learned, between the medium and the text; the place of `{question}` is
     the question's. Of several answers the commonest is learned, of equals the first.
     """
 
-    rows: Rows
-    root: Path | None
     prompt: str | None
     headers: Mapping[Path, Sequence[str]]
 
@@ -52,17 +50,10 @@ class TableSource(Listed):
         rows = Rows(paths, lambda path: csv_spans(path) if path in headers else line_spans(path))
         return cls(rows, Path(root) if root else None, prompt, headers)
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def record(self, at: int) -> Record:
-        file, row = self.rows.find(at)
-        return record(file.place(row), lambda: self._parts(file, row))
-
-    def _parts(self, file: RowFile, row: int) -> Iterator[Part]:
+    def parts(self, file: RowFile, row: int) -> Iterator[Part]:
         cells, header = file.read(row), self.headers.get(file.path)
         fields = csv_row(header, cells, delimiter(file.path)) if header else json_row(cells)
-        yield self._medium(fields, Folder(self.root or file.path.parent))
+        yield self._medium(fields, self.folder(file))
         yield from said_parts(fields, self.prompt)
 
     def _medium(self, fields: dict[str, Any], folder: Folder) -> MediaPart:

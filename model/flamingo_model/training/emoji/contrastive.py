@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...vision_config import VisionConfig
-from ..log import StageLog, warmup_cosine
+from ..log import StageLog
+from ..optimise import warmup_cosine
+from ..stages.contrastive import two_term_loss
 from .colours import COLOUR_NAMES
 from .precision import activations
 from .world import (
@@ -96,13 +98,6 @@ class ContrastiveHeads(nn.Module):
         return identity @ F.normalize(self.proxies, dim=-1).T * 20
 
 
-def two_term_loss(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
-    """Picture-to-text and text-to-picture cross-entropy over the batch (paper, equation 3)."""
-    logits = a @ b.T * scale
-    target = torch.arange(len(a))
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-
-
 class SceneWorld:
     """Draws the pictures of a step: views of emoji and drawings, pairs, counts."""
 
@@ -162,9 +157,9 @@ def contrastive_loss(
         return F.cross_entropy(heads.class_logits(identity[place, where]), who[where])
 
     return {
-        "caption": two_term_loss(joint[emoji], text, heads.log_scale.exp().clamp(max=50)),
+        "caption": two_term_loss(joint[emoji], text, heads.log_scale.exp().clamp(max=50), 0.0),
         "views": two_term_loss(
-            identity[0, :num_views], identity[0, num_views : 2 * num_views], torch.tensor(16.0)
+            identity[0, :num_views], identity[0, num_views : 2 * num_views], torch.tensor(16.0), 0.0
         ),
         "classes": classes(0, first, ~pair),
         "pairs": (classes(1, first, pair) + classes(2, second, pair)) / 2,

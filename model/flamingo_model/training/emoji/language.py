@@ -18,7 +18,8 @@ from ...attention import DenseSelfAttention
 from ...cross_attention import visible_media
 from ...decoder import Decoder, DecoderLayer
 from ...positions import reach
-from ..log import StageLog, warmup_cosine
+from ..log import StageLog
+from ..optimise import warmup_cosine
 from .documents import Encoder, Tokens
 from .precision import activations
 from .standins import StandIns, TextGallery, at_tokens, blurred, stand_in_tensors

@@ -20,7 +20,8 @@ from ...attention import DenseCrossAttention, DenseSelfAttention
 from ...cross_attention import media_mask, visible_media
 from ...flamingo import Flamingo, MediaKV
 from ...positions import reach
-from ..log import StageLog, warmup_cosine
+from ..log import StageLog
+from ..optimise import warmup_cosine
 from .documents import Encoder, Example, Tokens
 from .pictures import Pool, PoolGallery
 from .precision import activations

@@ -23,10 +23,10 @@ from ..base import Base
 from ..config import Config, ContrastiveConfig, DatasetConfig
 from ..data.document import BadRecord, Document, MediaPart, TextPart
 from ..distributed import World
-from ..loop import Term, trained
+from ..loop import Term
 from ..mixture import Drawn, Stream
 from ..objective import padded
-from ..optimise import Group, split_decay
+from ..optimise import Group, split_decay, trained
 from ..pixels import Frames, augment, read_media
 from .files import FilesStage
 

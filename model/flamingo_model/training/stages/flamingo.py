@@ -14,11 +14,11 @@ from ..base import Base
 from ..config import Config, DatasetConfig
 from ..data.document import Document
 from ..distributed import World
-from ..loop import Term, trained
+from ..loop import Term
 from ..lora import add_lora
 from ..mixture import Drawn, Stream
 from ..objective import Batch, Objective, Shown, collate, recompute
-from ..optimise import Group, split_decay
+from ..optimise import Group, split_decay, trained
 from ..pixels import Frames, augment, read_media
 from ..rows import Row, RowWriter
 from .files import FilesStage

@@ -16,10 +16,10 @@ from ..base import Base
 from ..config import Config, DatasetConfig
 from ..data.document import Document, TextPart
 from ..distributed import World
-from ..loop import Term, trained
+from ..loop import Term
 from ..mixture import Drawn, Stream
 from ..objective import padded, recompute
-from ..optimise import Group, split_decay
+from ..optimise import Group, split_decay, trained
 from ..rows import Row, RowWriter
 from .files import FilesStage
 
