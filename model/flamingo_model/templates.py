@@ -137,7 +137,7 @@ MULTIMODAL_GPT = {
 """The instructions of caption, classify and hateful_memes are ours: it published none."""
 
 EMOJI = {
-    "caption": Wording("<image>Output:{caption}<|endofchunk|>"),
+    "caption": Wording("<image>Output: {caption}<|endofchunk|>"),
     "vqa": Wording("<image>Question: {question} Answer: {answer}<|endofchunk|>"),
     "classify": Wording("<image>This is a {label}.<|endofchunk|>"),
     "hateful_memes": Wording(
@@ -149,7 +149,7 @@ EMOJI = {
         turn=" Question: {question} Answer: {answer}",
     ),
 }
-"""What flamingo-emoji was trained on, see training/emoji/documents.py; it has seen no dialogue."""
+"""What flamingo-emoji was trained on, see training/emoji/tasks.py; it has seen no dialogue."""
 
 FAMILIES: dict[str, dict[str, Wording]] = {
     "paper": PAPER,

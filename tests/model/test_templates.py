@@ -66,7 +66,7 @@ WRITTEN = {
     "### Response:\nme\n\n### Instruction:\nWhy?\n\n### Response:\nso<|endofchunk|>\n\n"
     "### Image:\n<image>\n\n### Instruction:\nWhat?\n\n### Response:\nit\n\n"
     "### Instruction:\nHow?\n\n### Response:\n",
-    ("emoji", "caption"): "<image>Output:A cat.<|endofchunk|><image>Output:",
+    ("emoji", "caption"): "<image>Output: A cat.<|endofchunk|><image>Output:",
     ("emoji", "vqa"): "<image>Question: Who? Answer: me<|endofchunk|>"
     "<image>Question: Is it {old}? Answer:",
     ("emoji", "classify"): "<image>This is a cat.<|endofchunk|><image>This is a",

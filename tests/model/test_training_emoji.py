@@ -16,6 +16,7 @@ from PIL import Image
 from flamingo_model.decoder import Decoder
 from flamingo_model.flamingo import Flamingo
 from flamingo_model.training.emoji import contrastive, drawings, language, multimodal, tasks
+from flamingo_model.training.emoji.alignment import Said, alignment_losses, shares_read, told
 from flamingo_model.training.emoji.documents import (
     Encoder,
     Example,
@@ -25,6 +26,8 @@ from flamingo_model.training.emoji.documents import (
 from flamingo_model.training.emoji.exam import make_exam
 from flamingo_model.training.emoji.pictures import Pool, PoolBuilder, PoolGallery, Sizes
 from flamingo_model.training.emoji.standins import (
+    CODE_DIM,
+    FACTS,
     StandIns,
     TextGallery,
     at_tokens,
@@ -150,8 +153,16 @@ def test_a_document_reads_picture_prompt_answer_and_end(encoder: Encoder) -> Non
     assert tokens.pictures == (shown,)
 
 
+def text_gallery() -> TextGallery:
+    rng = np.random.default_rng(0)
+    codes = rng.standard_normal((len(NAMES) + 8, CODE_DIM)).astype(np.float32)
+    codes /= np.linalg.norm(codes, axis=1, keepdims=True)
+    return TextGallery(NAMES, codes[: len(NAMES)], codes[len(NAMES) :], rng)
+
+
 def text_world(encoder: Encoder) -> language.TextWorld:
-    return language.TextWorld(encoder, LINES, NAMES, np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    return language.TextWorld(encoder, LINES, text_gallery(), rng, language.SHARES)
 
 
 def test_every_task_is_drawn_from_words_alone(encoder: Encoder) -> None:
@@ -176,22 +187,76 @@ def test_packed_rows_restart_positions_and_pictures_at_every_document(encoder: E
     assert (rows["pictures"][rows["kinds"] == plain] == -1).all()
 
 
-def test_a_stand_in_reaches_the_tokens_that_see_it_and_no_others(encoder: Encoder) -> None:
-    torch.manual_seed(0)
-    pictures = [Shown(("fox",), "red"), Shown(("moon", "cake"), "blue", layout="left_right")]
-    vectors = StandIns(16)(torch.randn(300, 16), *stand_in_tensors(pictures, encoder))
+def test_a_stand_in_reaches_the_tokens_that_see_it_and_no_others() -> None:
+    gallery = text_gallery()
+    pictures = [gallery.shown("fox"), gallery.shown("moon", "cake", layout="left_right")]
+    vectors = StandIns(16)(*stand_in_tensors(pictures))
     told = at_tokens(vectors, torch.tensor([[-1, 0, 0, 1]]))
     assert torch.equal(told[0, 0], torch.zeros(16))
     assert torch.equal(told[0, 1:], vectors[torch.tensor([0, 0, 1])])
     assert not torch.equal(vectors[0], vectors[1])
 
 
+def test_a_roll_call_says_of_each_name_whether_it_is_there(encoder: Encoder) -> None:
+    world = text_world(encoder)
+    yes, no = (encoder.text(answer)[0] for answer in (" yes", " no"))
+    for _ in range(20):
+        tokens = world.roll_call()
+        learned = [i for i, w in zip(tokens.ids, tokens.weights, strict=True) if w]
+        assert len(learned) >= 6
+        if len(tokens.pictures[0].names) == 1:
+            assert {yes, no} >= set(learned[:1])
+
+
+def told_of_everything(num: int) -> tuple[torch.Tensor, Said]:
+    """Codes of ten classes, and pictures of one or two of them."""
+    torch.manual_seed(0)
+    codes = torch.nn.functional.normalize(torch.randn(10, CODE_DIM), dim=1)
+    classes = torch.stack([torch.randint(0, 10, (num,)), torch.randint(-1, 10, (num,))], 1)
+    facts = [torch.randint(-1 if f == "motion" else 0, len(v), (num,)) for f, v in FACTS.items()]
+    return codes, Said(classes, torch.stack(facts, 1))
+
+
+def test_what_the_stand_ins_say_is_read_back() -> None:
+    stand_ins = StandIns(256)
+    codes, said = told_of_everything(30)
+    vectors = stand_ins(*told(codes, said))
+    assert set(shares_read(stand_ins, codes, vectors, said).values()) == {1.0}
+    losses = alignment_losses(stand_ins, codes, vectors.unsqueeze(1), said)
+    assert max(loss.item() for loss in losses.values()) < 0.01
+
+
+def test_what_is_not_told_has_no_loss_and_what_is_told_wrong_has() -> None:
+    stand_ins = StandIns(256)
+    codes, said = told_of_everything(30)
+    vectors = stand_ins(*told(codes, said)).unsqueeze(1)
+    silent = replace(said, facts=torch.full_like(said.facts, -1))
+    assert alignment_losses(stand_ins, codes, vectors, silent)["background"] == 0
+    turned = replace(said, facts=(said.facts + 1) % 3)
+    assert alignment_losses(stand_ins, codes, vectors, turned)["background"] > 2
+
+
 def test_views_of_one_thing_are_nearer_than_views_of_two() -> None:
-    gallery = TextGallery(NAMES, NAMES, np.random.default_rng(0))
+    gallery = text_gallery()
     for _ in range(20):
         one, other = gallery.classes(2)
-        first, again, another = (np.asarray(shown().code) for shown in (one, one, other))
+        first, again, another = (np.asarray(shown().code)[0] for shown in (one, one, other))
         assert first @ again > first @ another
+
+
+@torch.no_grad()
+def test_words_begin_near_the_codes_of_what_they_name(encoder: Encoder) -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(replace(CONFIG.decoder, dim=160, num_heads=4, head_dim=32, num_layers=3))
+    language.initialise(decoder)
+    stand_ins, gallery = StandIns(160), text_gallery()
+    before = decoder.embed.weight.clone()
+    language.tell_codes(decoder, stand_ins, encoder, gallery.code_of)
+    last = encoder.text(" axe")[-1]
+    moved = stand_ins.read_code(decoder.embed.weight - before, 0)[last]
+    near = {name: float(moved @ torch.from_numpy(code)) for name, code in gallery.code_of.items()}
+    named = [name for name in NAMES if last in encoder.text(f" {name}")]
+    assert max(near, key=near.__getitem__) in named
 
 
 def test_the_seeded_circuit_copies_before_any_training(encoder: Encoder) -> None:
@@ -211,25 +276,32 @@ def test_the_seeded_circuit_copies_before_any_training(encoder: Encoder) -> None
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(multimodal, "PER_STEP", dict.fromkeys(multimodal.PER_STEP, 1))
     monkeypatch.setattr(multimodal, "PICTURES_PER_STEP", 8)
+    monkeypatch.setattr(multimodal, "FILMS_PER_STEP", 2)
     monkeypatch.setattr(language, "ROWS_PER_STEP", 2)
     for name, num in (("EMOJI_VIEWS", 8), ("DRAWING_VIEWS", 4), ("PAIRS", 4), ("COUNTED", 4)):
         monkeypatch.setattr(contrastive, name, num)
 
 
 def make_pool(model: Flamingo) -> Pool:
+    return PoolBuilder(model.vision, CONFIG.vision, sprites(40), seed=0).training(SIZES)
+
+
+def make_aligner(model: Flamingo) -> multimodal.Aligner:
     heads = contrastive.ContrastiveHeads(CONFIG.vision.dim, sprites(40))
-    return PoolBuilder(model.vision, heads, CONFIG.vision, sprites(40), seed=0).training(SIZES)
+    codes = heads.codes().detach()
+    return multimodal.Aligner(model, StandIns(CONFIG.decoder.dim), codes, make_pool(model))
 
 
 def train(run: Path, encoder: Encoder) -> Flamingo:
     run.mkdir(exist_ok=True)
     torch.manual_seed(0)
-    model, stand_ins = Flamingo(CONFIG), StandIns(CONFIG.decoder.dim)
-    pool = make_pool(model)
+    model = Flamingo(CONFIG)
+    aligner = make_aligner(model)
     multimodal.initialise(model)
-    multimodal.align(model, stand_ins, encoder, pool, run, seed=0, num_steps=2)
+    multimodal.align(model, aligner, encoder, run, seed=0, num_steps=2)
+    tests = {"known": aligner.pool}
     multimodal.train_on_documents(
-        model, stand_ins, encoder, pool, {"known": pool}, sprites(40), run, seed=0, num_steps=2
+        model, aligner, encoder, tests, sprites(40), run, seed=0, num_steps=2
     )
     return model
 
@@ -255,11 +327,10 @@ def test_alignment_brings_the_first_block_nearer_to_the_stand_ins(
     small_steps: None, tmp_path: Path, encoder: Encoder
 ) -> None:
     torch.manual_seed(0)
-    model, stand_ins = Flamingo(CONFIG), StandIns(CONFIG.decoder.dim)
-    pool = make_pool(model)
+    model = Flamingo(CONFIG)
     multimodal.initialise(model)
-    multimodal.align(model, stand_ins, encoder, pool, tmp_path, seed=0, num_steps=60)
-    rows = [json.loads(line)["align"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    multimodal.align(model, make_aligner(model), encoder, tmp_path, seed=0, num_steps=60)
+    rows = [json.loads(line)["size"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert rows[-1] < 0.8 * rows[0]
 
 
@@ -280,9 +351,10 @@ def test_a_thing_of_a_pool_is_one_emoji_and_its_views_differ() -> None:
     torch.manual_seed(0)
     pool = make_pool(Flamingo(CONFIG))
     gallery = PoolGallery(pool, sprites(40), np.random.default_rng(0))
+    sprite_of = pool.said.classes[:, 0].tolist()
     for view in gallery.classes(3):
         numbers = {view().number for _ in range(40)}
-        assert len({pool.sprites[number] for number in numbers}) == 1
+        assert len({sprite_of[number] for number in numbers}) == 1
         assert len(numbers) > 1
 
 
@@ -325,13 +397,14 @@ def test_the_first_two_stages_train_and_log(
 ) -> None:
     model = Flamingo(CONFIG)
     heads = contrastive.ContrastiveHeads(CONFIG.vision.dim, sprites())
-    contrastive.train_vision(
-        model.vision, heads, CONFIG.vision, sprites(), tmp_path, seed=0, num_steps=2
-    )
-    four_heads = replace(CONFIG.decoder, num_heads=4, head_dim=8)  # what the seeded circuit takes
-    decoder, stand_ins = Decoder(four_heads), StandIns(four_heads.dim)
+    stand_ins = StandIns(CONFIG.decoder.dim)
+    multimodal.initialise(model)
+    contrastive.train_vision(model, heads, stand_ins, sprites(), tmp_path, seed=0, num_steps=2)
+    # What the seeded circuits take:
+    decoder = Decoder(replace(CONFIG.decoder, num_heads=4, head_dim=8, num_layers=3))
+    language.initialise(decoder)
     language.train_language(
-        decoder, stand_ins, encoder, LINES, NAMES, tmp_path, seed=0, num_steps=20
+        decoder, stand_ins, encoder, LINES, text_gallery(), tmp_path, seed=0, num_steps=20
     )
     stages = [line.split('"')[3] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert stages == ["vision", "language"]

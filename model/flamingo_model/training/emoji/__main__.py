@@ -18,15 +18,16 @@ from torch import nn
 
 from ...checkpoints.native import EMBEDDED, save_native
 from ...config import CrossAttentionConfig, DecoderConfig, FlamingoConfig, ResamplerConfig
+from ...decoder import Decoder
 from ...flamingo import Flamingo
 from ...vision_config import VisionConfig
 from .contrastive import ContrastiveHeads, train_vision
 from .documents import WORDNET, Encoder, corpus, glosses, train_tokenizer
+from .language import COMPARING, tell_codes, train_language
 from .language import initialise as initialise_decoder
-from .language import train_language
-from .multimodal import align, initialise, train_on_documents
+from .multimodal import Aligner, align, initialise, train_on_documents
 from .pictures import Pool, PoolBuilder, Sizes
-from .standins import StandIns, TextGallery
+from .standins import CODE_DIM, StandIns, TextGallery
 from .tasks import Tasks
 from .world import FONT, SCENE_SIZE, Sprites, load_sprites
 
@@ -72,74 +73,89 @@ def train_all(run: Path, seed: int, scale: float) -> None:
     torch.manual_seed(seed)
     encoder, model = Encoder(tokenizer), Flamingo(config)
     heads, stand_ins = ContrastiveHeads(config.vision.dim, sprites), StandIns(config.decoder.dim)
+    initialise(model)
 
     def steps(num: int) -> int:
         return max(1, round(num * scale))
 
     stage(
-        nn.ModuleList([model.vision, heads]),
+        nn.ModuleList([model.vision, heads, model.resampler, model.cross_attention]),
         run / "vision.safetensors",
-        lambda: train_vision(model.vision, heads, config.vision, sprites, run, seed, steps(1560)),
+        lambda: train_vision(model, heads, stand_ins, sprites, run, seed, steps(1250)),
     )
-    names = [sprites.names[i] for i in sprites.known()]
-    stage(
-        nn.ModuleList([model.decoder, stand_ins]),
-        run / "language.safetensors",
-        lambda: train_language(
-            model.decoder, stand_ins, encoder, glosses(), names, run, seed, steps(600)
-        ),
-    )
-    pool, tests = pools(model, heads, sprites, seed)
+    gallery = text_gallery(heads, sprites, seed)
+    for name, train in (("language", learn_language), ("comparing", learn_to_compare)):
+        stage(
+            model.decoder,
+            run / f"{name}.safetensors",
+            lambda train=train: train(model.decoder, stand_ins, encoder, gallery, run, seed, scale),
+        )
+    pool, tests = pools(model, sprites, seed)
+    aligner = Aligner(model, stand_ins, heads.codes().detach(), pool)
     stage(
         model,
         run / "aligned.safetensors",
-        lambda: rehearse_and_align(model, stand_ins, encoder, pool, run, seed, scale),
+        lambda: align(model, aligner, encoder, run, seed, steps(300)),
     )
     stage(
         model,
         run / "documents.safetensors",
-        lambda: train_on_documents(
-            model, stand_ins, encoder, pool, tests, sprites, run, seed, steps(370)
-        ),
+        lambda: train_on_documents(model, aligner, encoder, tests, sprites, run, seed, steps(800)),
     )
     save_native(model, tokenizer, run / "checkpoint", torch.float16)
 
 
-def pools(
-    model: Flamingo, heads: ContrastiveHeads, sprites: Sprites, seed: int
-) -> tuple[Pool, dict[str, Pool]]:
-    builder = PoolBuilder(model.vision, heads, model.config.vision, sprites, seed)
-    tests = {"known": builder.test(sprites.known()), "held_out": builder.test(sprites.test())}
-    return builder.training(Sizes()), tests
-
-
-def rehearse_and_align(
-    model: Flamingo,
+def learn_language(
+    decoder: Decoder,
     stand_ins: StandIns,
     encoder: Encoder,
-    pool: Pool,
+    gallery: TextGallery,
     run: Path,
     seed: int,
     scale: float,
 ) -> None:
-    """Most of the alignment needs no trained decoder, only vectors for the facts: it can be
-    rehearsed on untrained ones while the decoder still learns."""
     torch.manual_seed(seed)
-    initialise(model)
-    untrained = Flamingo(model.config)
-    initialise_decoder(untrained.decoder)
-    untrained.resampler, untrained.cross_attention = model.resampler, model.cross_attention
-    words = StandIns(model.config.decoder.dim)
-    align(untrained, words, encoder, pool, run, seed, max(1, round(1000 * scale)))
-    align(model, stand_ins, encoder, pool, run, seed + 1, max(1, round(300 * scale)))
+    initialise_decoder(decoder)
+    tell_codes(decoder, stand_ins, encoder, gallery.code_of)
+    num_steps = max(1, round(1000 * scale))
+    train_language(decoder, stand_ins, encoder, glosses(), gallery, run, seed, num_steps)
+
+
+def learn_to_compare(
+    decoder: Decoder,
+    stand_ins: StandIns,
+    encoder: Encoder,
+    gallery: TextGallery,
+    run: Path,
+    seed: int,
+    scale: float,
+) -> None:
+    num_steps = max(1, round(250 * scale))
+    train_language(
+        decoder, stand_ins, encoder, glosses(), gallery, run, seed + 1, num_steps, 1.5e-3, COMPARING
+    )
+
+
+def text_gallery(heads: ContrastiveHeads, sprites: Sprites, seed: int) -> TextGallery:
+    known = sprites.known()
+    others = sorted({*sprites.training(), *sprites.drawings()} - {*known})
+    codes = heads.codes().detach().numpy()
+    names = [sprites.names[sprite] for sprite in known]
+    return TextGallery(names, codes[known], codes[others], np.random.default_rng(seed))
+
+
+def pools(model: Flamingo, sprites: Sprites, seed: int) -> tuple[Pool, dict[str, Pool]]:
+    builder = PoolBuilder(model.vision, model.config.vision, sprites, seed)
+    tests = {"known": builder.test(sprites.known()), "held_out": builder.test(sprites.test())}
+    return builder.training(Sizes()), tests
 
 
 def load_tokenizer(path: Path, sprites: Sprites, seed: int) -> Tokenizer:
     if not path.exists():
         names = [sprites.names[i] for i in sprites.known()]
-        tasks = Tasks(
-            TextGallery(names, names, np.random.default_rng(seed)), np.random.default_rng(seed)
-        )
+        rng = np.random.default_rng(seed)
+        no_codes = np.zeros((len(names), CODE_DIM), np.float32)
+        tasks = Tasks(TextGallery(names, no_codes, no_codes, rng), rng)
         drawn = [draw() for draw in tasks.kinds.values() for _ in range(300)]
         train_tokenizer(corpus(names, drawn, seed), VOCAB_SIZE).save(str(path))
     return Tokenizer.from_file(str(path))

@@ -16,12 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...flamingo import Flamingo
 from ...vision_config import VisionConfig
 from ..log import StageLog
 from ..optimise import warmup_cosine
 from ..stages.contrastive import two_term_loss
+from .alignment import Said, alignment_losses, written
 from .colours import COLOUR_NAMES
 from .precision import activations
+from .standins import CODE_DIM, CODE_SCALE, StandIns
 from .world import (
     COUNTS,
     LAYOUTS,
@@ -67,10 +70,10 @@ class ContrastiveHeads(nn.Module):
         self.hidden = nn.Linear(dim, 2 * dim)
         self.queries = nn.Parameter(torch.randn(2, dim) * dim**-0.5)
         self.pooled_norms = nn.ModuleList(nn.BatchNorm1d(2 * dim) for _ in PLACES)
-        self.identity = nn.Linear(2 * dim, joint)
+        self.identity = nn.Linear(2 * dim, CODE_DIM)
         self.joint = nn.Linear(2 * dim, joint)
         # Both tables are normed after: small ones turn faster, a class is seen only now and then.
-        self.proxies = nn.Parameter(torch.randn(sprites.num_classes, joint) * 0.05)
+        self.proxies = nn.Parameter(torch.randn(sprites.num_classes, CODE_DIM) * 0.05)
         self.text = nn.EmbeddingBag(len(self.words), dim, mode="sum")
         nn.init.normal_(self.text.weight, std=0.05)
         self.text_joint = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, joint))
@@ -94,8 +97,12 @@ class ContrastiveHeads(nn.Module):
         offsets = torch.tensor([0, *np.cumsum([len(i) for i in ids])[:-1].tolist()])
         return F.normalize(self.text_joint(self.text(torch.cat(ids), offsets)).float(), dim=-1)
 
+    def codes(self) -> Tensor:
+        """[num_classes, CODE_DIM] of length 1: what a class looks like."""
+        return F.normalize(self.proxies, dim=-1)
+
     def class_logits(self, identity: Tensor) -> Tensor:
-        return identity @ F.normalize(self.proxies, dim=-1).T * 20
+        return identity @ self.codes().T * CODE_SCALE
 
 
 class SceneWorld:
@@ -132,11 +139,32 @@ class SceneWorld:
         return normalise(np.stack(drawn), config)
 
 
+def said_of(scenes: Sequence[Scene]) -> Said:
+    """What can be said of pictures."""
+    classes = [[s.sprite, -1 if s.second is None else s.second] for s in scenes]
+    facts = [[s.background, s.count - 1, LAYOUTS.index(s.layout), -1] for s in scenes]
+    return Said(torch.tensor(classes), torch.tensor(facts))
+
+
+def written_losses(
+    model: Flamingo, stand_ins: StandIns, heads: ContrastiveHeads, tokens: Tensor, said: Said
+) -> dict[str, Tensor]:
+    """Of what the resampler and the first block make of the tower's tokens, whoever looks."""
+    with activations():
+        latents = model.resampler(tokens.unsqueeze(1))
+        vectors = written(model, latents, torch.randn(len(tokens), 1, model.config.decoder.dim))
+    losses = alignment_losses(stand_ins, heads.codes(), vectors, said)
+    num_views = EMOJI_VIEWS + DRAWING_VIEWS
+    looks = stand_ins.read_code(vectors[: 2 * num_views, 0], 0)
+    losses["views"] = two_term_loss(*looks.split(num_views), torch.tensor(16.0), 0.0)
+    return {f"written_{name}": loss for name, loss in losses.items()}
+
+
 def contrastive_loss(
-    tower: nn.Module, heads: ContrastiveHeads, scenes: list[Scene], pixels: Tensor, sprites: Sprites
+    heads: ContrastiveHeads, tokens: Tensor, scenes: list[Scene], sprites: Sprites
 ) -> dict[str, Tensor]:
     with activations():
-        pooled = heads.pool(tower(pixels.to(memory_format=torch.channels_last)))
+        pooled = heads.pool(tokens)
         joint = F.normalize(heads.joint(pooled[0]).float(), dim=-1)
         identity = heads.embed_identity(pooled)
         background, count = heads.background(pooled[0]), heads.count(pooled[0])
@@ -170,73 +198,97 @@ def contrastive_loss(
 
 
 def train_vision(
-    tower: nn.Module,
+    model: Flamingo,
     heads: ContrastiveHeads,
-    config: VisionConfig,
+    stand_ins: StandIns,
     sprites: Sprites,
     run: Path,
     seed: int,
     num_steps: int,
     rate: float = 2e-3,
 ) -> None:
-    """Trains the tower for `num_steps` of 128 pictures; logs to `run`/log.jsonl."""
+    """Trains the tower for `num_steps` of 128 pictures, and with it, as one more head, resampler
+    and first block to write what the stand-ins say; logs to `run`/log.jsonl."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    parameters = [*tower.parameters(), *heads.parameters()]
-    tables: dict[str, Any] = {"params": [heads.proxies, heads.text.weight], "weight_decay": 0.0}
-    others = [p for p in parameters if p is not heads.proxies and p is not heads.text.weight]
-    optimiser = torch.optim.AdamW(
-        [{"params": others}, tables | {"lr": 2 * rate}], lr=rate, weight_decay=0.05
-    )
+    tower = model.vision.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    joining = [*model.resampler.parameters(), *model.blocks()[0].parameters()]
+    tables = [p for p in (heads.proxies, heads.text.weight) if p.requires_grad]
+    others = [
+        p for p in heads.parameters() if p is not heads.proxies and p is not heads.text.weight
+    ]
+    groups: list[dict[str, Any]] = [
+        {"params": [*tower.parameters(), *others]},
+        {"params": tables, "weight_decay": 0.0, "lr": 2 * rate},
+        {"params": joining, "lr": rate / 2},
+    ]
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    optimiser = torch.optim.AdamW(groups, lr=rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: warmup_cosine(step, num_steps, 100)
     )
     log, world = StageLog("vision", num_steps, run / "log.jsonl"), SceneWorld(sprites, rng)
     for step in log.steps():
         scenes = world.batch()
-        losses = contrastive_loss(tower, heads, scenes, world.render(scenes, config), sprites)
-        loss = torch.stack(list(losses.values())).sum()
+        with activations():
+            pixels = world.render(scenes, model.config.vision)
+            tokens = tower(pixels.to(memory_format=torch.channels_last))
+        losses = contrastive_loss(heads, tokens, scenes, sprites)
+        losses |= written_losses(model, stand_ins, heads, tokens, said_of(scenes))
         optimiser.zero_grad()
-        loss.backward()
+        torch.stack(list(losses.values())).sum().backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         schedule.step()
         log.add(**{name: value.item() for name, value in losses.items()})
-        if (step + 1) % 400 == 0 or step + 1 == num_steps:
-            log.write(evaluate(tower, heads, sprites, config))
+        if (step + 1) % 200 == 0 or step + 1 == num_steps:
+            log.write(evaluate(model, heads, stand_ins, sprites))
     tower.eval(), heads.eval()
 
 
 @torch.no_grad()
 def evaluate(
-    tower: nn.Module,
+    model: Flamingo,
     heads: ContrastiveHeads,
+    stand_ins: StandIns,
     sprites: Sprites,
-    config: VisionConfig,
     num: int = 256,
 ) -> dict[str, float]:
-    """Held-out emoji by their nearest single example among five; known ones among all names."""
+    """Held-out emoji by their nearest single example among five, known ones among all names, both
+    of a pair: as the heads tell them, and as they are read from what the first block writes."""
     world = SceneWorld(sprites, np.random.default_rng(0))
     rng, known = world.rng, torch.tensor(world.named)
     heads.eval()
 
     def embedded(scenes: list[Scene]) -> Tensor:
+        """[2, 3, N, CODE_DIM]: of the whole, first, second."""
         with activations():
-            return heads.embed_identity(heads.pool(tower(world.render(scenes, config))))
+            tokens = model.vision(world.render(scenes, model.config.vision))
+            told = heads.embed_identity(heads.pool(tokens))
+            hidden = torch.zeros(len(tokens), 1, model.config.decoder.dim)
+            vectors = written(model, model.resampler(tokens.unsqueeze(1)), hidden)[:, 0]
+        read = [stand_ins.read_code(vectors, place) for place in (0, 0, 1)]
+        return torch.stack([told, torch.stack(read)])
 
     episodes = [rng.choice(sprites.test(), 5, replace=False).tolist() for _ in range(num)]
-    shown = embedded([random_scene(s, rng) for e in episodes for s in e])[0].view(num, 5, -1)
-    asked = embedded([random_scene(e[0], rng) for e in episodes])[0]
-    near = torch.einsum("nkd,nd->nk", shown, asked).argmax(-1) == 0
+    shown = embedded([random_scene(s, rng) for e in episodes for s in e])[:, 0].unflatten(
+        1, (num, 5)
+    )
+    asked = embedded([random_scene(e[0], rng) for e in episodes])[:, 0]
+    near = torch.einsum("hnkd,hnd->hnk", shown, asked).argmax(-1) == 0
     names = rng.choice(world.named, num)
-    named = heads.class_logits(embedded([random_scene(int(s), rng) for s in names])[0])[:, known]
+    one = heads.class_logits(embedded([random_scene(int(s), rng) for s in names])[:, 0])
+    named = known[one[..., known].argmax(-1)] == torch.tensor(names)
     paired = rng.choice(world.named, (num, 2)).tolist()
-    both = heads.class_logits(embedded([random_pair(a, b, rng) for a, b in paired])[1:])[..., known]
-    right = known[both.argmax(-1)].T == torch.tensor(paired)
+    two = heads.class_logits(embedded([random_pair(a, b, rng) for a, b in paired])[:, 1:])
+    both = (known[two[..., known].argmax(-1)] == torch.tensor(paired).T).all(1)
     heads.train()
     return {
-        "held_out_1_shot_5_way": near.float().mean().item(),
-        "known_named": (known[named.argmax(-1)] == torch.tensor(names)).float().mean().item(),
-        "pairs_named": right.all(-1).float().mean().item(),
+        f"{reader}{figure}": right[which].float().mean().item()
+        for which, reader in enumerate(("", "written_"))
+        for figure, right in (
+            ("held_out_1_shot_5_way", near),
+            ("known_named", named),
+            ("pairs_named", both),
+        )
     }

@@ -16,9 +16,9 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 PANELS = {
-    "vision": ("views", "classes", "pairs", "caption"),
+    "vision": ("views", "classes", "pairs", "written_who", "written_size"),
     "language": ("binding_right", "hidden_right", "name_right", "what_right", "yes_no_right"),
-    "align": ("align",),
+    "align": ("size", "who", "motion"),
     "documents": ("binding_right", "name_right", "caption_right", "what_right", "yes_no_right"),
 }
 

@@ -6,7 +6,7 @@ Flamingo's own format, with words and codes standing in for pictures.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,25 +22,56 @@ from ..log import StageLog
 from ..optimise import warmup_cosine
 from .documents import Encoder, Tokens
 from .precision import activations
-from .standins import StandIns, TextGallery, at_tokens, blurred, stand_in_tensors
-from .tasks import Shown, Tasks, episode_labels, in_context_weights
+from .standins import (
+    CODE_DIM,
+    NUM_PLACES,
+    Code,
+    StandIns,
+    TextGallery,
+    at_tokens,
+    blurred,
+    stand_in_tensors,
+)
+from .tasks import (
+    Shown,
+    Tasks,
+    episode_labels,
+    in_context_weights,
+    where_question,
+    yes_no_question,
+)
 
 SHARES = {
-    "repeat": 0.05,
-    "recall": 0.05,
-    "plain": 0.06,
-    "binding": 0.24,
-    "hidden": 0.10,
-    "name": 0.08,
-    "caption": 0.12,
+    "repeat": 0.04,
+    "recall": 0.04,
+    "plain": 0.03,
+    "binding": 0.25,
+    "hidden": 0.09,
+    "name": 0.09,
+    "caption": 0.13,
     "colour": 0.02,
     "count": 0.02,
-    "what": 0.08,
-    "where": 0.07,
-    "yes_no": 0.09,
+    "what": 0.09,
+    "where": 0.08,
+    "yes_no": 0.10,
     "motion": 0.02,
 }
-KINDS = tuple(SHARES)
+COMPARING = {
+    "roll_call": 0.35,
+    "yes_no": 0.20,
+    "where": 0.08,
+    "what": 0.03,
+    "binding": 0.16,
+    "hidden": 0.05,
+    "name": 0.03,
+    "caption": 0.06,
+    "colour": 0.01,
+    "count": 0.01,
+    "repeat": 0.01,
+    "motion": 0.01,
+}
+"""For the end: to compare a word with a picture is learned last, an answer tells only one bit."""
+KINDS = (*SHARES, "roll_call")
 TABLES = ("embed.weight", "head.weight")
 ROW_LENGTH = 224
 ROWS_PER_STEP = 18
@@ -50,17 +81,28 @@ class TextWorld:
     """Draws text-only documents of each kind."""
 
     def __init__(
-        self, encoder: Encoder, lines: list[str], names: Sequence[str], rng: np.random.Generator
+        self,
+        encoder: Encoder,
+        lines: list[str],
+        gallery: TextGallery,
+        rng: np.random.Generator,
+        shares: Mapping[str, float],
     ) -> None:
-        self.encoder, self.lines, self.rng = encoder, lines, rng
+        self.encoder, self.lines, self.rng, self.shares = encoder, lines, rng, shares
         words = {word for line in lines for word in line.split(":")[0].split() if word.isalpha()}
         self.words = sorted(word.lower() for word in words if 2 < len(word) < 9)
-        self.tasks = Tasks(TextGallery(names, self.words, rng), rng)
+        self.tasks = Tasks(gallery, rng)
 
     def documents(self) -> Iterator[Tokens]:
-        own = {"repeat": self.repeat, "recall": self.recall, "plain": self.plain}
+        own = {
+            "repeat": self.repeat,
+            "recall": self.recall,
+            "plain": self.plain,
+            "roll_call": self.roll_call,
+        }
+        kinds = [*self.shares]
         while True:
-            kind = KINDS[self.rng.choice(len(KINDS), p=[*SHARES.values()])]
+            kind = kinds[self.rng.choice(len(kinds), p=[*self.shares.values()])]
             if kind in own:
                 yield own[kind]()
             else:
@@ -88,6 +130,22 @@ class TextWorld:
             tail = self.encoder.text(f" {values[index]}.")
             ids, learned = ids + head + tail, learned + [0.0] * len(head) + [weight] * len(tail)
         return Tokens(ids, learned, "recall")
+
+    def roll_call(self) -> Tokens:
+        """Names one after the other, and of each whether a picture shows it, or where."""
+        gallery, rng = self.tasks.gallery, self.rng
+        shown = gallery.pair() if rng.random() < 0.7 else gallery.single()
+        asks_where = shown.is_pair and rng.random() < 0.5
+        ids = [self.encoder.image, *self.encoder.text("Where:" if asks_where else "There:")]
+        weights = [0.0] * len(ids)
+        for _ in range(6):
+            name = self.tasks.pick(shown.names) if rng.random() < 0.5 else gallery.name()
+            answer = yes_no_question(shown, name)[1]
+            if asks_where and name in shown.names:
+                answer = where_question(shown, shown.names.index(name))[1]
+            asked, told = self.encoder.text(f" {name}?"), self.encoder.text(answer)
+            ids, weights = ids + asked + told, weights + [0.0] * len(asked) + [1.0] * len(told)
+        return Tokens(ids, weights, "roll_call", (shown,))
 
     def plain(self) -> Tokens:
         return self.encoder.plain(self.lines[self.rng.integers(len(self.lines))], "plain")
@@ -171,6 +229,33 @@ def seed_induction(decoder: Decoder, strength: float = 1.8) -> None:
     decoder.head.weight.copy_(decoder.embed.weight @ copied.T @ answer * 0.05)
 
 
+@torch.no_grad()
+def tell_codes(
+    decoder: Decoder, stand_ins: StandIns, encoder: Encoder, codes: Mapping[str, Code]
+) -> None:
+    """Words begin near what they name: each embedding with the mean code of the things whose names
+    it is in, each output row with that of the names it begins, where a picture's code will be
+    said. Then heads that compare the two, in the third layer. All of it stays trainable."""
+    said = {name: encoder.text(f" {name}") for name in codes}
+    for table, size, length in ((decoder.embed.weight, 10.0, None), (decoder.head.weight, 0.5, 1)):
+        sums = torch.zeros(len(table), CODE_DIM)
+        for name, ids in said.items():
+            for token in ids[:length]:
+                sums[token] += torch.from_numpy(codes[name])
+        table += size * F.normalize(sums, dim=1) @ stand_ins.place(0)
+    seed_comparison(decoder, stand_ins)
+
+
+def seed_comparison(decoder: Decoder, stand_ins: StandIns, strength: float = 1.8) -> None:
+    """From what a picture shows first (two heads) or second (two more) to the words for it."""
+    head_dim, layer = decoder.config.head_dim, typed_layers(decoder)[2]
+    for head in range(2 * NUM_PLACES):
+        rows = slice(head * head_dim, (head + 1) * head_dim)
+        shared = torch.arange(head_dim) + (head % 2) * head_dim
+        asked, said = (stand_ins.place(place)[shared % CODE_DIM] for place in (head // 2, 0))
+        layer.q.weight[rows], layer.k.weight[rows] = slow(asked) * strength, slow(said) * strength
+
+
 def slow(rows: Tensor) -> Tensor:
     """Keeps the half of the rotary pairs that turn slowly; the fast ones would blur a match."""
     pairs = len(rows) // 2
@@ -227,13 +312,10 @@ def weighted_loss(
     return (losses * weight).sum() / weight.sum(), figures
 
 
-def build_optimisers(
-    decoder: Decoder, stand_ins: StandIns, rate: float
-) -> list[torch.optim.Optimizer]:
+def build_optimisers(decoder: Decoder, rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices, AdamW for embeddings, norms and biases."""
     matrices = [p for n, p in decoder.named_parameters() if p.ndim == 2 and n not in TABLES]
     others = [p for n, p in decoder.named_parameters() if p.ndim != 2 or n in TABLES]
-    others += stand_ins.parameters()
     muon = torch.optim.Muon(
         matrices, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw", ns_steps=4
     )
@@ -245,18 +327,19 @@ def train_language(
     stand_ins: StandIns,
     encoder: Encoder,
     lines: list[str],
-    names: Sequence[str],
+    gallery: TextGallery,
     run: Path,
     seed: int,
     num_steps: int,
     rate: float = 3e-3,
+    shares: Mapping[str, float] = SHARES,
 ) -> None:
     """Trains for `num_steps` of 4,032 tokens; logs loss and accuracy of each kind."""
     torch.manual_seed(seed)
-    initialise(decoder)
-    documents = TextWorld(encoder, lines, names, np.random.default_rng(seed)).documents()
+    rng = np.random.default_rng(seed)
+    documents = TextWorld(encoder, lines, gallery, rng, shares).documents()
     noise = torch.Generator().manual_seed(seed)
-    optimisers = build_optimisers(decoder, stand_ins, rate)
+    optimisers = build_optimisers(decoder, rate)
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(o, lambda step: warmup_cosine(step, num_steps, 60))
         for o in optimisers
@@ -264,7 +347,7 @@ def train_language(
     log = StageLog("language", num_steps, run / "log.jsonl")
     for _ in log.steps():
         batch, shown = pack(documents, ROWS_PER_STEP, ROW_LENGTH, encoder.image)
-        vectors = stand_ins(decoder.embed.weight, *stand_in_tensors(shown, encoder))
+        vectors = stand_ins(*stand_in_tensors(shown))
         loss, figures = weighted_loss(decoder, batch, blurred(vectors, noise))
         for optimiser in optimisers:
             optimiser.zero_grad()
@@ -274,4 +357,4 @@ def train_language(
             optimiser.step()
             schedule.step()
         log.add(loss=loss.item(), **figures)
-    decoder.eval(), stand_ins.eval()
+    decoder.eval()

@@ -18,33 +18,35 @@ from torch import Tensor, nn
 
 from ...attention import DenseCrossAttention, DenseSelfAttention
 from ...cross_attention import media_mask, visible_media
-from ...flamingo import Flamingo, MediaKV
+from ...flamingo import Flamingo
 from ...positions import reach
 from ..log import StageLog
 from ..optimise import warmup_cosine
+from .alignment import alignment_losses, written
 from .documents import Encoder, Example, Tokens
 from .pictures import Pool, PoolGallery
 from .precision import activations
-from .standins import StandIns, fact_words
+from .standins import StandIns
 from .tasks import HIDDEN_TASKS, Tasks
 from .world import Sprites
 
 PER_STEP = {
     "binding": 14,
     "hidden": 6,
-    "name": 10,
+    "name": 8,
     "caption": 10,
     "colour": 2,
     "count": 3,
-    "what": 5,
-    "where": 4,
-    "yes_no": 5,
+    "what": 7,
+    "where": 7,
+    "yes_no": 8,
     "motion": 5,
 }
 KINDS = tuple(PER_STEP)
-KIND_WEIGHTS = {"binding": 2.0, "name": 1.5, "caption": 1.5}
+KIND_WEIGHTS = {"binding": 2.0, "name": 1.5, "caption": 1.5, "yes_no": 1.5}
 ROWS_AT_ONCE = 8
-PICTURES_PER_STEP = 192
+PICTURES_PER_STEP, FILMS_PER_STEP = 192, 48  # the films are among them
+ALIGNMENT_WEIGHT = 0.2
 TOKENS_PER_PICTURE = 4
 
 
@@ -111,29 +113,16 @@ def forward(model: Flamingo, batch: PictureBatch, latents: Tensor) -> Tensor:
 
 
 class Aligner:
-    """The loss that makes the first block write what the stand-ins would have said."""
+    """What the first block writes for a pool's pictures, beside what the stand-ins would say."""
 
-    def __init__(self, model: Flamingo, stand_ins: StandIns, pool: Pool, encoder: Encoder) -> None:
-        self.model = model
-        words = torch.tensor([fact_words(shown, encoder) for shown in pool.shown])
-        with torch.no_grad():
-            parts = [
-                stand_ins(model.decoder.embed.weight, w, looks)
-                for w, looks in zip(words.split(1024), pool.looks.split(1024), strict=True)
-            ]
-        self.targets = torch.cat(parts)
+    def __init__(self, model: Flamingo, stand_ins: StandIns, codes: Tensor, pool: Pool) -> None:
+        self.model, self.stand_ins, self.codes, self.pool = model, stand_ins, codes, pool
 
-    def loss(self, latents: Tensor, numbers: Sequence[int], ids: Tensor) -> Tensor:
-        """Squared error relative to the targets' size; `ids` [P, n] are tokens that look."""
-        block = self.model.blocks()[0]
-        keys, values = block.project_media(latents.unsqueeze(1))  # [P, 1, heads, R, head_dim]
-        hidden = self.model.decoder.embed(ids)
-        mask = torch.ones(*ids.shape, 1, dtype=torch.bool)
-        attend = DenseCrossAttention(MediaKV(keys[None], values[None]), mask)
-        written = block(hidden, 0, attend) - hidden
-        targets = self.targets[torch.tensor(numbers)].unsqueeze(1)
-        error: Tensor = (written.float() - targets).square().mean() / targets.square().mean()
-        return error
+    def losses(self, latents: Tensor, numbers: Sequence[int], ids: Tensor) -> dict[str, Tensor]:
+        """`ids` [P, n] are tokens that look at the pictures of these numbers."""
+        vectors = written(self.model, latents, self.model.decoder.embed(ids))
+        said = self.pool.said[torch.tensor(numbers)]
+        return alignment_losses(self.stand_ins, self.codes, vectors, said)
 
 
 class Joiner:
@@ -163,60 +152,60 @@ class Joiner:
 
 def align(
     model: Flamingo,
-    stand_ins: StandIns,
+    aligner: Aligner,
     encoder: Encoder,
-    pool: Pool,
     run: Path,
     seed: int,
     num_steps: int,
     rate: float = 1e-3,
 ) -> Flamingo:
-    """Teaches the first block to say what the stand-ins said, on any pictures of the pool; each is
-    seen by its own token and by a few others."""
+    """Teaches resampler and first block to say what the stand-ins said, of pictures and, the new
+    thing after the contrastive stage, of films; each is seen by its own token and a few others."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    joiner, aligner = Joiner(model, rate, num_steps), Aligner(model, stand_ins, pool, encoder)
+    joiner, pool = Joiner(model, rate, num_steps), aligner.pool
+    films = np.array(pool.numbers(lambda shown: shown.motion is not None))
     log = StageLog("align", num_steps, run / "log.jsonl")
     for _ in log.steps():
-        numbers = rng.integers(len(pool.shown), size=PICTURES_PER_STEP).tolist()
+        pictures = rng.integers(len(pool.shown), size=PICTURES_PER_STEP - FILMS_PER_STEP)
+        numbers = [*pictures.tolist(), *rng.choice(films, FILMS_PER_STEP).tolist()]
         seen_by = rng.integers(3, encoder.vocab_size, (len(numbers), TOKENS_PER_PICTURE))
         ids = torch.from_numpy(seen_by)
         ids[:, 0] = encoder.image
         with activations():
-            loss = aligner.loss(encode(model, pool, numbers), numbers, ids)
-        joiner.step(loss)
-        log.add(align=loss.item())
+            losses = aligner.losses(encode(model, pool, numbers), numbers, ids)
+        joiner.step(torch.stack(list(losses.values())).sum())
+        log.add(**{name: loss.item() for name, loss in losses.items()})
     return model
 
 
 def train_on_documents(
     model: Flamingo,
-    stand_ins: StandIns,
+    aligner: Aligner,
     encoder: Encoder,
-    pool: Pool,
     tests: dict[str, Pool],
     sprites: Sprites,
     run: Path,
     seed: int,
     num_steps: int,
-    rate: float = 8e-4,
+    rate: float = 5e-4,
 ) -> Flamingo:
     """Through the whole decoder; logs to `run`/log.jsonl and looks at the tests now and then."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    joiner, aligner = Joiner(model, rate, num_steps), Aligner(model, stand_ins, pool, encoder)
+    joiner, pool = Joiner(model, rate, num_steps), aligner.pool
     tasks = Tasks(PoolGallery(pool, sprites, rng), rng)
     log = StageLog("documents", num_steps, run / "log.jsonl")
     log.write(evaluate(model, encoder, tests, sprites))
     for step in log.steps():
-        joiner.step(training_loss(model, aligner, pool, tasks, encoder, log))
+        joiner.step(training_loss(model, aligner, tasks, encoder, log))
         if (step + 1) % 200 == 0 or step + 1 == num_steps:
             log.write(evaluate(model, encoder, tests, sprites))
     return model
 
 
 def training_loss(
-    model: Flamingo, aligner: Aligner, pool: Pool, tasks: Tasks, encoder: Encoder, log: StageLog
+    model: Flamingo, aligner: Aligner, tasks: Tasks, encoder: Encoder, log: StageLog
 ) -> Tensor:
     """The mean of the kinds' losses, and a little of the alignment of the pictures shown."""
     drawn = [
@@ -226,16 +215,16 @@ def training_loss(
     ]
     numbers = sorted({picture.number for tokens in drawn for picture in tokens.pictures})
     with activations():
-        latents = encode(model, pool, numbers)
+        latents = encode(model, aligner.pool, numbers)
         ids = torch.full((len(numbers), 1), encoder.image)
-        aligned = aligner.loss(latents, numbers, ids)
+        aligned = torch.stack([*aligner.losses(latents, numbers, ids).values()]).sum()
         parts = [
             token_losses(model, batch, latents[places(numbers, batch)])
             for batch in by_length(drawn, encoder.image)
         ]
     losses, right, kinds = (torch.cat(part) for part in zip(*parts, strict=True))
     figures: dict[str, float] = {}
-    total = 0.3 * aligned
+    total = ALIGNMENT_WEIGHT * aligned
     for index, kind in enumerate(PER_STEP):
         own = kinds == index
         total = total + losses[own].mean() * KIND_WEIGHTS.get(kind, 1.0)

@@ -15,8 +15,9 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from ...vision_config import VisionConfig
+from .alignment import Said
 from .colours import COLOUR_NAMES
-from .contrastive import ContrastiveHeads, SceneWorld, normalise
+from .contrastive import SceneWorld, normalise, said_of
 from .precision import activations
 from .tasks import Shown
 from .world import (
@@ -45,7 +46,7 @@ class Sizes:
     views_of_drawings: int = 4
     counted: int = 9000
     pairs: int = 16000
-    films: int = 2400
+    films: int = 6000
 
 
 TEST_SIZES = Sizes(views_of_known=6, views_of_others=6, counted=800, pairs=600, films=300)
@@ -53,13 +54,12 @@ TEST_SIZES = Sizes(views_of_known=6, views_of_others=6, counted=800, pairs=600, 
 
 @dataclass(frozen=True)
 class Pool:
-    """Pictures and films, what they show, their features [T, S, dim] bfloat16, and for each the
-    looks [N, 128] that the contrastive stage saw in it (its first frame)."""
+    """Pictures and films, what they show, in words and in numbers, and their features
+    [T, S, dim] bfloat16."""
 
     shown: list[Shown]
-    sprites: list[int]
+    said: Said
     features: list[Tensor]
-    looks: Tensor
 
     def numbers(self, wanted: Callable[[Shown], bool]) -> list[int]:
         return [i for i, shown in enumerate(self.shown) if wanted(shown)]
@@ -78,35 +78,21 @@ class Pool:
 class PoolBuilder:
     """Renders scenes and encodes them."""
 
-    def __init__(
-        self,
-        tower: nn.Module,
-        heads: ContrastiveHeads,
-        config: VisionConfig,
-        sprites: Sprites,
-        seed: int,
-    ) -> None:
-        self.tower, self.heads, self.config, self.sprites = (
-            tower.eval(),
-            heads.eval(),
-            config,
-            sprites,
-        )
+    def __init__(self, tower: nn.Module, config: VisionConfig, sprites: Sprites, seed: int) -> None:
+        self.tower, self.config, self.sprites = tower.eval(), config, sprites
         self.rng = np.random.default_rng(seed)
 
     def build(self, scenes: Sequence[Scene | Film]) -> Pool:
         features: list[Tensor] = []
-        looks: list[Tensor] = []
         for start in track(range(0, len(scenes), 64), description="features"):
             drawn = [self.render(scene) for scene in scenes[start : start + 64]]
-            tokens = self.encode(np.concatenate(drawn))
-            parts = tokens.split([len(pixels) for pixels in drawn])
+            parts = self.encode(np.concatenate(drawn)).split([len(pixels) for pixels in drawn])
             features += [part.bfloat16() for part in parts]
-            looks.append(self.identity(torch.stack([part[0] for part in parts])))
         described = [describe(scene, self.sprites) for scene in scenes]
         shown = [replace(s, number=number) for number, s in enumerate(described)]
-        bare = [s.scene if isinstance(s, Film) else s for s in scenes]
-        return Pool(shown, [scene.sprite for scene in bare], features, torch.cat(looks))
+        said = said_of([s.scene if isinstance(s, Film) else s for s in scenes])
+        said.facts[:, -1] = torch.tensor([s.motion if isinstance(s, Film) else -1 for s in scenes])
+        return Pool(shown, said, features)
 
     def render(self, scene: Scene | Film) -> Pixels:
         """[T, 64, 64, 3]"""
@@ -119,10 +105,6 @@ class PoolBuilder:
         normal = normalise(pixels, self.config).to(memory_format=torch.channels_last)
         with activations():
             return torch.cat([self.tower(part) for part in normal.split(128)])
-
-    @torch.no_grad()
-    def identity(self, tokens: Tensor) -> Tensor:
-        return self.heads.embed_identity(self.heads.pool(tokens)[0])
 
     def training(self, sizes: Sizes) -> Pool:
         """Named emoji, others, drawings; nothing that is held out."""
@@ -175,13 +157,14 @@ class PoolGallery:
         self.pool, self.rng = pool, rng
         single = pool.numbers(lambda s: s.count == "one" and not s.is_pair and not s.motion)
         self.views: dict[int, list[int]] = defaultdict(list)
+        sprite_of = pool.said.classes[:, 0].tolist()
         for number in single:
-            self.views[pool.sprites[number]].append(number)
+            self.views[sprite_of[number]].append(number)
         shared = [sprite for sprite, views in self.views.items() if len(views) > 1]
         self.emoji = [sprite for sprite in shared if sprite < len(sprites.names)]
         self.drawings = [sprite for sprite in shared if sprite >= len(sprites.names)]
         self.singles = [n for n in single if pool.shown[n].names]
-        drawn = {n for n in single if pool.sprites[n] >= len(sprites.names)}
+        drawn = {n for n in single if sprite_of[n] >= len(sprites.names)}
         self.counts = defaultdict(list)
         for number in pool.numbers(lambda s: not s.is_pair and not s.motion and bool(s.names)):
             if number not in drawn:

@@ -1,8 +1,9 @@
-"""Words in place of pictures: how the language model learns what pictures will be good for.
+"""What a picture says, as one vector: how the language model learns what pictures will be good for.
 
-In stage 2 a "picture" is one vector: what it shows, each fact's word embedded and turned by a
-matrix of its own, and a noisy random code for how the thing looks. It is added to every token
-that sees the picture, where stage 3's first cross-attention will write. Not shipped.
+Who is there is said by a class's code (the table the contrastive stage learned its classes by),
+background, count, layout and motion by a vector for each value. In stage 2 such vectors, blurred,
+stand in for pictures: they are added to every token that sees one, where stage 3's first
+cross-attention will write. Fixed from a seed, and not shipped.
 """
 
 from __future__ import annotations
@@ -16,94 +17,132 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .colours import COLOUR_NAMES
-from .documents import Encoder
 from .tasks import Shown
-from .world import COUNTS, MOTIONS
+from .world import COUNTS, LAYOUTS, MOTIONS
 
-CODE_DIM = 128
-NAME_LENGTH = 3  # tokens of a name that are told
-LAYOUT_WORDS = {"single": "one", "left_right": "left", "above_below": "above"}
-NUM_ROLES = 2 * NAME_LENGTH + 4
+CODE_DIM = 64
+NUM_PLACES = 2  # the only or first object; the one to the right or below
+FACTS = {"background": COLOUR_NAMES, "count": COUNTS, "layout": LAYOUTS, "motion": MOTIONS}
+CODE_SIZE, FACT_SIZE = 12.0, 6.0  # beside token embeddings of length 16
+CODE_SCALE, FACT_SCALE = 20.0, 8.0  # of logits, where a vector is read
 
 Code = NDArray[np.float32]
 
 
 class StandIns(nn.Module):
-    """What pictures show → vectors [P, dim] beside the token embeddings."""
+    """Codes and facts → vectors, and back. The directions are orthonormal where `dim` allows."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, seed: int = 0) -> None:
         super().__init__()
-        self.roles = nn.Parameter(torch.empty(NUM_ROLES, dim, dim))
-        self.code = nn.Linear(CODE_DIM, dim, bias=False)
-        for role in self.roles.data:
-            nn.init.orthogonal_(role, gain=0.6)
-        nn.init.orthogonal_(self.code.weight, gain=12.0)
+        num_facts = sum(map(len, FACTS.values()))
+        directions = torch.empty(NUM_PLACES * CODE_DIM + num_facts, dim)
+        nn.init.orthogonal_(directions, generator=torch.Generator().manual_seed(seed))
+        self.register_buffer("directions", directions)
+        self.directions: Tensor
 
-    def forward(self, embeddings: Tensor, words: Tensor, codes: Tensor) -> Tensor:
-        """Embedded words [V, dim], their ids [P, roles] (-1: none), codes [P, 128] of length 1."""
-        told = embeddings[words.clamp(min=0)] * (words >= 0).unsqueeze(-1)
-        out: Tensor = torch.einsum("prd,rde->pe", told, self.roles) + self.code(codes)
-        return out
+    def place(self, which: int) -> Tensor:
+        """[CODE_DIM, dim]: where the code of the first or second object is said."""
+        return self.directions[which * CODE_DIM : (which + 1) * CODE_DIM]
+
+    def facts(self) -> Tensor:
+        return self.directions[NUM_PLACES * CODE_DIM :]
+
+    def forward(self, codes: Tensor, facts: Tensor) -> Tensor:
+        """Codes [P, 2, CODE_DIM] of length 1 or 0, facts [P, 4] (-1: not said) → [P, dim]."""
+        said = F.pad(self.facts(), (0, 0, 1, 0))[self.rows(facts)].sum(1)
+        told: Tensor = CODE_SIZE * codes.flatten(1) @ self.directions[: NUM_PLACES * CODE_DIM]
+        return told + FACT_SIZE * said
+
+    def rows(self, facts: Tensor) -> Tensor:
+        """Of `FACTS`' values put one after the other, 1 the first; 0 is nothing."""
+        sizes = torch.tensor([0, *(len(values) for values in FACTS.values())][:-1]).cumsum(0)
+        return torch.where(facts < 0, 0, facts + sizes + 1)
+
+    def read_code(self, vectors: Tensor, place: int) -> Tensor:
+        """[..., dim] → [..., CODE_DIM] of length 1"""
+        return F.normalize((vectors @ self.place(place).T).float(), dim=-1)
+
+    def read_facts(self, vectors: Tensor) -> dict[str, Tensor]:
+        """Logits [..., values] of each fact."""
+        logits = (vectors @ self.facts().T).float() * (FACT_SCALE / FACT_SIZE)
+        parts = logits.split([len(values) for values in FACTS.values()], dim=-1)
+        return dict(zip(FACTS, parts, strict=True))
 
 
-def fact_words(shown: Shown, encoder: Encoder) -> list[int]:
-    """The ids of every role's word."""
-    names = [encoder.text(f" {name}")[:NAME_LENGTH] for name in shown.names]
-    ids = []
-    for name in (*names, [], [])[:2]:
-        ids += [*name, *[-1] * (NAME_LENGTH - len(name))]
-    words = (shown.background, shown.count, LAYOUT_WORDS[shown.layout], shown.motion)
-    return [*ids, *(encoder.text(f" {word}")[0] if word else -1 for word in words)]
+def fact_numbers(shown: Shown) -> list[int]:
+    """The place of each fact's value in `FACTS`; -1 for a picture's motion."""
+    return [
+        -1 if (value := getattr(shown, fact)) is None else values.index(value)
+        for fact, values in FACTS.items()
+    ]
 
 
 class TextGallery:
-    """Draws what pictures might show, without pictures; one name in four is any noun."""
+    """Draws what pictures might show, without pictures.
+
+    `codes` [len(names), CODE_DIM] are those of the named, `others` those of all else that the
+    tower was taught.
+    """
 
     def __init__(
-        self, names: Sequence[str], nouns: Sequence[str], rng: np.random.Generator
+        self, names: Sequence[str], codes: Code, others: Code, rng: np.random.Generator
     ) -> None:
-        self.names, self.nouns, self.rng = names, nouns, rng
+        self.names, self.codes, self.rng = list(names), codes, rng
+        self.code_of = dict(zip(names, codes, strict=True))
+        self.all_codes = np.concatenate([codes, others])
 
     def name(self) -> str:
-        names = self.names if self.rng.random() < 0.75 else self.nouns
-        return names[int(self.rng.integers(len(names)))]
-
-    def shown(self, names: tuple[str, ...], code: Code | None = None, **facts: str) -> Shown:
-        background = facts.pop("background", None) or self.pick(COLOUR_NAMES)
-        code = unit(self.rng.standard_normal(CODE_DIM)) if code is None else code
-        return Shown(names, background, code=code, **facts)  # type: ignore[arg-type]
+        return self.pick(self.names)
 
     def pick(self, words: Sequence[str]) -> str:
         return words[int(self.rng.integers(len(words)))]
 
+    def shown(self, *names: str, **facts: str) -> Shown:
+        views = [self.view(self.code_of[name], self.rng.uniform(0.1, 0.8)) for name in names]
+        return self.seen(names, views, **facts)
+
+    def seen(self, names: tuple[str, ...], views: list[Code], **facts: str) -> Shown:
+        code = np.zeros((NUM_PLACES, CODE_DIM), np.float32)
+        code[: len(views)] = views
+        background = facts.pop("background", None) or self.pick(COLOUR_NAMES)
+        return Shown(names, background, code=code, **facts)  # type: ignore[arg-type]
+
+    def view(self, code: Code, scatter: float) -> Code:
+        return unit(code + scatter * unit(self.rng.standard_normal(CODE_DIM)))
+
     def classes(self, num: int) -> list[Callable[[], Shown]]:
-        """Codes that lie more or less near each other, views that scatter more or less."""
-        shared = self.rng.standard_normal(CODE_DIM) * self.rng.uniform(0, 0.9)
-        scatter = self.rng.uniform(0.3, 1.0)
-        return [self.views(shared, scatter) for _ in range(num)]
+        """Known things or new ones, more or less alike; views that scatter more or less."""
+        shared, share = self.novel(), self.rng.uniform(0, 1)
+        are_known = self.rng.random() < 0.35
+        chosen = self.rng.choice(len(self.all_codes), num, replace=False)
+        scatter = self.rng.uniform(0.1, 0.9)
+        return [
+            self.views(
+                self.all_codes[i] if are_known else unit(self.novel() + share * shared), scatter
+            )
+            for i in chosen
+        ]
 
-    def views(self, shared: NDArray[np.float64], scatter: float) -> Callable[[], Shown]:
-        own = unit(shared + self.rng.standard_normal(CODE_DIM))
-        names = (self.name(),) if self.rng.random() < 0.6 else ()
+    def novel(self) -> Code:
+        """Between up to three known codes, and beside them."""
+        between = self.rng.choice(len(self.all_codes), self.rng.integers(1, 4), replace=False)
+        mixed = self.rng.dirichlet(np.ones(len(between))) @ self.all_codes[between]
+        return unit(unit(mixed) + 0.5 * unit(self.rng.standard_normal(CODE_DIM)))
 
-        def view() -> Shown:
-            noise = self.rng.standard_normal(CODE_DIM) * scatter * CODE_DIM**-0.5
-            return self.shown(names, unit(own + noise))
-
-        return view
+    def views(self, own: Code, scatter: float) -> Callable[[], Shown]:
+        return lambda: self.seen((), [self.view(own, scatter)])
 
     def single(self) -> Shown:
-        return self.shown((self.name(),))
+        return self.shown(self.name())
 
     def counted(self) -> Shown:
-        return self.shown((self.name(),), count=self.pick(COUNTS))
+        return self.shown(self.name(), count=self.pick(COUNTS))
 
     def pair(self) -> Shown:
-        layout = self.pick(("left_right", "above_below"))
-        return self.shown((self.name(), self.name()), layout=layout)
+        return self.shown(self.name(), self.name(), layout=self.pick(LAYOUTS[1:]))
 
     def film(self) -> Shown:
-        return self.shown((self.name(),), motion=self.pick(MOTIONS))
+        return self.shown(self.name(), motion=self.pick(MOTIONS))
 
     def like(self, shown: Shown) -> Shown:
         """The same names or background, or both."""
@@ -111,7 +150,9 @@ class TextGallery:
         keeps = self.rng.integers(3)
         names = shown.names if keeps != 1 else drawn.names
         background = shown.background if keeps != 0 else drawn.background
-        return Shown(names, background, drawn.count, drawn.layout, drawn.motion, code=drawn.code)
+        facts = {"count": drawn.count, "layout": drawn.layout, "motion": drawn.motion}
+        told = {fact: value for fact, value in facts.items() if value is not None}
+        return self.shown(*names, background=background, **told)
 
 
 def unit(x: NDArray[np.floating]) -> Code:
@@ -120,19 +161,17 @@ def unit(x: NDArray[np.floating]) -> Code:
 
 def blurred(vectors: Tensor, generator: torch.Generator) -> Tensor:
     """With noise of any strength, and a part of another picture's vector: pictures are read so."""
-    strength = torch.rand(len(vectors), 1, generator=generator) * 0.8
+    strength = torch.rand(len(vectors), 1, generator=generator) * 0.5
     noise = torch.randn(vectors.shape, generator=generator)
     other = vectors[torch.randperm(len(vectors), generator=generator)]
-    mixed = torch.lerp(vectors, other, torch.rand(len(vectors), 1, generator=generator) * 0.2)
+    mixed = torch.lerp(vectors, other, torch.rand(len(vectors), 1, generator=generator) * 0.15)
     return mixed + noise * strength
 
 
-def stand_in_tensors(pictures: Sequence[Shown], encoder: Encoder) -> tuple[Tensor, Tensor]:
-    words = torch.tensor([fact_words(shown, encoder) for shown in pictures])
-    codes = np.stack(
-        [np.zeros(CODE_DIM, np.float32) if p.code is None else p.code for p in pictures]
-    )
-    return words, torch.from_numpy(codes)
+def stand_in_tensors(pictures: Sequence[Shown]) -> tuple[Tensor, Tensor]:
+    """Codes [P, 2, CODE_DIM] and facts [P, 4] of pictures that are only words."""
+    codes = np.stack([picture.code for picture in pictures if picture.code is not None])
+    return torch.from_numpy(codes), torch.tensor([fact_numbers(shown) for shown in pictures])
 
 
 def at_tokens(vectors: Tensor, which: Tensor) -> Tensor:
