@@ -87,13 +87,74 @@ def test_a_leading_space_is_put_before_the_text_of_a_picture_alone() -> None:
 
 
 def test_a_long_document_is_cut_and_loses_the_pictures_past_the_cut() -> None:
-    row = write(IMAGE, TextPart("12345"), IMAGE, TextPart("6"), length=4)
+    row = write(IMAGE, TextPart("12345"), IMAGE, TextPart("6"), length=4, window="first")
     assert spelt(row) == "<image>123" and len(row.media) == 1
 
 
 def test_a_document_with_more_pictures_than_allowed_ends_before_the_next() -> None:
-    row = write(IMAGE, TextPart("a"), IMAGE, TextPart("b"), max_media=1)
+    row = write(IMAGE, TextPart("a"), IMAGE, TextPart("b"), max_media=1, window="first")
     assert spelt(row) == "<image>a<|endofchunk|>" and len(row.media) == 1
+
+
+SHOTS = tuple(MediaPart("image", bytes([i])) for i in range(8))
+LONG = [part for i in range(8) for part in (SHOTS[i], TextPart(f"shot {i}"))]  # 8 tokens each
+
+
+def windows(*parts: Part, **options: object) -> dict[str, Row]:
+    """All that 60 numbers drawn make of a document."""
+    rows = [write(*parts, seed=seed, **options) for seed in range(60)]
+    return {spelt(row): row for row in rows}
+
+
+def test_a_window_of_a_long_document_begins_at_any_chunk_whose_row_is_no_shorter() -> None:
+    found = windows(*LONG, length=24, max_media=8)
+    chunks = [f"<image>shot {i}<|endofchunk|>" for i in range(8)]
+    assert set(found) == {"".join(chunks[i : i + 3]) for i in range(6)}
+
+
+def test_a_window_has_the_pictures_inside_it_and_its_text_sees_them() -> None:
+    for text, row in windows(*LONG, length=20, max_media=8).items():
+        first = int(text.partition("shot ")[2][0])
+        assert row.media == SHOTS[first : first + 3]
+        assert row.media_index == (*[0] * 8, *[1] * 8, *[2] * 4)[: len(row.ids)]
+
+
+def test_pictures_are_counted_inside_the_window() -> None:
+    found = windows(*LONG, max_media=2)
+    assert {row.media for row in found.values()} == {SHOTS[i : i + 2] for i in range(7)}
+    assert all(text.endswith("<|endofchunk|>") for text in found)
+
+
+def test_a_document_that_fits_draws_nothing_for_a_window() -> None:
+    def next_draw(**options: object) -> float:
+        rng = np.random.default_rng(3)
+        WRITER.write(Document(tuple(LONG), "made:1"), dataset(**options), rng)
+        return rng.random()
+
+    fits = {"length": 64, "max_media": 8}
+    assert next_draw(**fits) == next_draw(**fits, window="first")
+    assert next_draw(**fits | {"length": 63}) != next_draw(**fits)
+
+
+def test_a_window_with_nothing_to_learn_in_it_is_passed_over() -> None:
+    read_only = [IMAGE, TextPart("q" * 20, learned=False)]
+    found = windows(*read_only, IMAGE, TextPart("learned"), *read_only, length=10)
+    assert set(found) == {"<image>learned<|endofchunk|><image>"}
+
+
+def test_text_before_the_first_picture_begins_one_of_the_windows() -> None:
+    parts = (TextPart("a"), IMAGE, TextPart("What?", learned=False), TextPart("A fox"))
+    assert {text[:7] for text in windows(*parts, length=12)} == {"a<|endo", "<image>"}
+    assert set(windows(*parts, max_media=0)) == {"a<|endofchunk|>"}
+
+
+@pytest.mark.parametrize("window", ["first", "random"])
+def test_the_family_s_begin_stands_before_every_window(window: str) -> None:
+    begins = replace(tiny_config(), tokens=SpecialTokens(begin="<|endoftext|>"))
+    writer = RowWriter(TOKENIZER, begins)
+    found = windows(*LONG, length=9, max_media=8, window=window, writer=writer)
+    assert all(text.startswith("<|endoftext|><image>shot ") for text in found)
+    assert len(found) == (1 if window == "first" else 8)
 
 
 @pytest.mark.parametrize(

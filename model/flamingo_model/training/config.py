@@ -24,6 +24,7 @@ DEFAULT_WHAT = ("resampler", "cross_attention")
 PARTS_OF_MODEL = ("vision", "resampler", "cross_attention", "decoder")
 ACCUMULATIONS = ("accumulate", "round_robin", "merged")
 AUGMENTATIONS = ("flip", "colour")
+WINDOWS = ("random", "first")
 CHANGEABLE = ("steps", "save_every", "evaluate_every", "log_every", "workers", "device")
 """Of `[train]`: what a resumed run may have otherwise than the run it goes on with."""
 
@@ -115,6 +116,9 @@ class TrainConfig:
 class DatasetConfig:
     """`weight` is λ, `batch` documents a step, `length` tokens and `max_media` media a document.
 
+    Of a document with more, `window` says where a row of it begins: `first` where the document
+    does, `random` there or at any of its media, drawn anew each time.
+
     `p_next` is how often text sees the media after it, `leading_space` how often a blank is put
     before the text of a media. `options` go to the format's reader as they are. A `held_out`
     dataset is never learned: its loss is logged.
@@ -127,6 +131,7 @@ class DatasetConfig:
     batch: int = 8
     length: int = 256
     max_media: int = 5
+    window: str = "random"
     max_frames: int = 8
     fps: float = 1.0
     p_next: float = 0.0
@@ -138,6 +143,7 @@ class DatasetConfig:
 
     def __post_init__(self) -> None:
         known("datasets.augment", self.augment, AUGMENTATIONS)
+        known("datasets.window", [self.window], WINDOWS)
         for name, least in (("batch", 1), ("length", 2), ("max_media", 0), ("max_frames", 1)):
             at_least(f"datasets.{name}", getattr(self, name), least)
         for name in ("p_next", "leading_space"):
