@@ -167,7 +167,7 @@ def test_documents_without_pictures_are_learned_as_text(tmp_path: Path) -> None:
     built = stage(config(tmp_path, {"batch": 1}), [source])
     assert isinstance(built.module, Objective)
     (term,) = built.terms(0)
-    assert term.figures["tokens"] == len("only text")  # not the first, but the end
+    assert term.figures["tokens"] == len("only text") + 1  # not the first, but two ends
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,9 @@ AS_TEXT = RowWriter(TOKENIZER, replace(tiny_config(), tokens=SpecialTokens(image
 
 
 def write(*parts: Part, writer: RowWriter = WRITER, seed: int = 0, **options: object) -> Row:
-    document = Document(parts, "made:1")
-    return writer.write(document, dataset(**options), np.random.default_rng(seed))
+    """Without an end of text, unless the options say so."""
+    document, settings = Document(parts, "made:1"), dataset(**{"end_of_text": False} | options)
+    return writer.write(document, settings, np.random.default_rng(seed))
 
 
 def spelt(row: Row) -> str:
@@ -96,6 +97,55 @@ def test_a_document_with_more_pictures_than_allowed_ends_before_the_next() -> No
     assert spelt(row) == "<image>a<|endofchunk|>" and len(row.media) == 1
 
 
+ENDS = "<|endofchunk|><|endoftext|>"
+
+
+def test_an_end_of_text_is_learned_behind_the_last_chunk_unless_the_dataset_wants_none() -> None:
+    parts = (IMAGE, TextPart("one"), IMAGE, TextPart("two"))
+    row = write(*parts, end_of_text=dataset().end_of_text)
+    assert spelt(row) == f"<image>one<|endofchunk|><image>two{ENDS}"
+    assert learned(row) == f"one<|endofchunk|>two{ENDS}" and row.media_index[-1] == 1
+    assert not spelt(write(*parts)).endswith("<|endoftext|>")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"length": 10}, {"length": 9}, {"max_media": 1}],
+    ids=["cut before it", "cut in the text", "a picture too many"],
+)
+def test_a_row_that_ends_before_its_document_has_no_end_of_text(options: dict[str, int]) -> None:
+    parts = (IMAGE, TextPart("one"), IMAGE, TextPart("two"))
+    found = spelt(write(*parts, end_of_text=True, window="first", **options))
+    assert "<|endoftext|>" not in found and found.startswith("<image>one<|endofchunk|>")
+
+
+@pytest.mark.parametrize("last", [IMAGE, TextPart("Why?", learned=False)])
+def test_no_end_of_text_stands_behind_what_ends_no_chunk(last: Part) -> None:
+    parts = (IMAGE, TextPart("one"), IMAGE, last)
+    assert "<|endoftext|>" not in spelt(write(*parts, end_of_text=True))
+
+
+def test_where_a_chunk_ends_as_a_text_does_one_such_token_is_enough() -> None:
+    """IDEFICS and OpenFlamingo, as they are read; and the text of a language model."""
+    both = replace(tiny_config(), tokens=SpecialTokens(end_of_text="<|endofchunk|>"))
+    row = write(IMAGE, TextPart("one"), writer=RowWriter(TOKENIZER, both), end_of_text=True)
+    assert spelt(row) == "<image>one<|endofchunk|>"
+    text_only = RowWriter(TOKENIZER, tiny_config(), "<|endoftext|>")
+    assert spelt(write(TextPart("a"), writer=text_only, end_of_text=True)) == "a<|endoftext|>"
+
+
+def test_an_end_of_text_stands_behind_pictures_written_as_text_too() -> None:
+    row = write(IMAGE, TextPart("a"), writer=AS_TEXT, end_of_text=True)
+    assert spelt(row) == f"<image>a{ENDS}" and learned(row) == f"a{ENDS}"
+
+
+def test_a_window_that_reaches_the_end_of_its_document_has_its_end_of_text() -> None:
+    found = windows(*LONG, length=25, max_media=8, end_of_text=True)
+    assert {text.endswith("<|endoftext|>") for text in found} == {True, False}
+    last = next(text for text in found if "shot 7" in text)
+    assert last.endswith(f"shot 7{ENDS}") and last.count("<image>") == 3
+
+
 SHOTS = tuple(MediaPart("image", bytes([i])) for i in range(8))
 LONG = [part for i in range(8) for part in (SHOTS[i], TextPart(f"shot {i}"))]  # 8 tokens each
 
@@ -131,9 +181,9 @@ def test_a_document_that_fits_draws_nothing_for_a_window() -> None:
         WRITER.write(Document(tuple(LONG), "made:1"), dataset(**options), rng)
         return rng.random()
 
-    fits = {"length": 64, "max_media": 8}
+    fits = {"length": 65, "max_media": 8}  # with its end of text
     assert next_draw(**fits) == next_draw(**fits, window="first")
-    assert next_draw(**fits | {"length": 63}) != next_draw(**fits)
+    assert next_draw(**fits | {"length": 64}) != next_draw(**fits)
 
 
 def test_a_window_with_nothing_to_learn_in_it_is_passed_over() -> None:

@@ -119,9 +119,12 @@ class DatasetConfig:
     Of a document with more, `window` says where a row of it begins: `first` where the document
     does, `random` there or at any of its media, drawn anew each time.
 
-    `p_next` is how often text sees the media after it, `leading_space` how often a blank is put
-    before the text of a media. `options` go to the format's reader as they are. A `held_out`
-    dataset is never learned: its loss is logged.
+    `end_of_text` follows a document's last chunk, where the family has such a token and the row
+    comes that far: as the paper and flamingo-mini train. `p_next` is how often text sees the media
+    after it, `leading_space` how often a blank is put before the text of a media.
+
+    `options` go to the format's reader as they are. A `held_out` dataset is never learned: its loss
+    is logged.
     """
 
     path: str
@@ -132,6 +135,7 @@ class DatasetConfig:
     length: int = 256
     max_media: int = 5
     window: str = "random"
+    end_of_text: bool = True
     max_frames: int = 8
     fps: float = 1.0
     p_next: float = 0.0

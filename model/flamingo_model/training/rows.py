@@ -43,13 +43,16 @@ class Row:
 class RowWriter:
     """`end` closes what was learned: the family's end of a chunk, if no other is given.
 
-    No end of text follows the last chunk, other than in the paper: nothing is generated that far.
+    Where the document ends with it, the family's end of text follows, if that is another token and
+    the dataset wants it: `<EOC><EOS>` in the paper (section A.3.2) and in flamingo-mini's training.
+    OpenFlamingo's and Otter's configs have one token for both, so theirs ends a document alone.
     """
 
     def __init__(
         self, tokenizer: Tokenizer, config: FlamingoConfig, end: str | None = None
     ) -> None:
         self.end = end or config.tokens.end_of_chunk
+        self.end_of_text = config.tokens.end_of_text
         rule = MEDIA_RULES[config.cross_attention.media_rule]
         self.renderer = LearningRenderer(tokenizer, config.tokens, rule)
 
@@ -102,6 +105,8 @@ class RowWriter:
                 chunks.show()
                 media.append(part)
         chunks.close()
+        if dataset.end_of_text and chunks.is_ended and self.end_of_text != self.end:
+            chunks.parts.append(special(self.end_of_text))
         return chunks.parts, media
 
 
@@ -140,7 +145,7 @@ class Chunks:
     def __init__(self, end: str) -> None:
         self.end = end
         self.parts: list[prompt.Part] = []
-        self.text, self.is_learned = "", False
+        self.text, self.is_learned, self.is_ended = "", False, False
 
     def add(self, text: str, learned: bool, has_space: bool) -> None:
         text = re.sub(f"[{BEGIN}{END}]", "", text)
@@ -159,7 +164,7 @@ class Chunks:
             self.parts.append(prompt.TextPart(self.text))
         if self.is_learned:
             self.parts.append(special(self.end))
-        self.text, self.is_learned = "", False
+        self.is_ended, self.text, self.is_learned = self.is_learned, "", False
 
 
 def special(token: str) -> prompt.TextPart:
