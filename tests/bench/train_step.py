@@ -99,7 +99,7 @@ def ours(options: argparse.Namespace) -> Callable[[], float]:
                 yield self.term(drawn, counts)
 
     streams = [Stream(NoRecords(), dataset, 0) for dataset in config.datasets]
-    stage = Fixed(base, config, streams, [], ALONE)
+    stage = Fixed(base, config, streams, ALONE)
     optimisers = build_optimisers(stage.groups(), config.train)
     loop = Loop(config.train, ALONE, Report(), States(FOLDER))
     return lambda: loop.step(stage, optimisers, 0)["loss"]
