@@ -67,7 +67,7 @@ class TrainConfig:
 
     `what` is for the stage `flamingo` alone. `schedule` is the rate after a linear `warm_up`, in
     steps. `accumulation`: `accumulate` takes a batch of every dataset each step, one after the
-    other; `merged` takes them as one batch; `round_robin` takes one dataset a step.
+    other, the largest first; `merged` takes them as one; `round_robin` takes one dataset a step.
     """
 
     steps: int

@@ -71,9 +71,13 @@ class FilesStage(ABC, Generic[T, M]):
         }
 
     def half(self) -> torch.autocast:
-        """bfloat16 activations, where the config wants them."""
+        """bfloat16 activations, where the config wants them.
+
+        Rounded copies of what learns are not kept: nearly all of it is used once.
+        """
         is_half = self.config.train.precision == "bf16"
-        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=is_half)
+        kind = self.world.device.type
+        return torch.autocast(kind, torch.bfloat16, enabled=is_half, cache_enabled=False)
 
     def position(self) -> Any:
         return self.mixture.position()

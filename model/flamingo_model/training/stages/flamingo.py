@@ -57,12 +57,18 @@ class FlamingoStage(FilesStage[Item, Objective]):
         return split_decay(trained(self.module), UNDECAYED)
 
     def terms(self, step: int) -> Iterator[Term]:
-        drawn = self.mixture.draw(step)
+        drawn = sorted(self.mixture.draw(step), key=lambda found: self.order().index(found.dataset))
         is_merged = self.config.train.accumulation == "merged"
         for batch in [drawn] if is_merged else [[found] for found in drawn]:
             counts = self.counts(batch)
             if any(counts):
                 yield self.term(self.collate(batch), counts)
+
+    def order(self) -> list[int]:
+        """Datasets, the largest batch first: what that keeps for the way back is then never beside
+        the gradients of another."""
+        sizes = [stream.config.batch * stream.config.length for stream in self.mixture.streams]
+        return sorted(range(len(sizes)), key=lambda dataset: -sizes[dataset])
 
     def counts(self, drawn: Sequence[Drawn[Item]]) -> list[float]:
         """Learned tokens of each dataset, over all processes."""
