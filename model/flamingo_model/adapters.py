@@ -169,7 +169,7 @@ def save_adapter(path: Path | str, tensors: Mapping[str, Tensor], card: AdapterC
 def read_adapter(path: Path | str, where: str | None = None) -> Adapter:
     """Copies, so that the file may be replaced. `where` names it in messages, not its whole path.
 
-    Raises AdapterError for a damaged file, and for NaN in it.
+    Raises AdapterError for no file, for a damaged one, and for NaN in it.
     """
     where = where or str(path)
     try:
@@ -179,6 +179,8 @@ def read_adapter(path: Path | str, where: str | None = None) -> Adapter:
                 raise AdapterError(f"{where} is no adapter: its metadata lacks {FORMAT!r}")
             card = AdapterCard.from_json(metadata.get("card", "null"))
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+    except FileNotFoundError as error:
+        raise AdapterError(f"{where}: there is no such file") from error
     except (SafetensorError, OSError, RuntimeError, ValueError, RecursionError) as error:
         raise AdapterError(f"{where} is not a whole adapter: {said(error)}") from error
     adapter = Adapter(card, tensors, where)

@@ -4,7 +4,8 @@
 peers`. Each side is a process of its own, asked in turn. A step is that of OpenFlamingo's
 `train_one_epoch`: a batch of pairs, a batch of interleaved documents, clip, AdamW. Time is the
 process's CPU time, memory all that it holds at its peak, weights and optimiser included: with
-`--quick` shapes, those are nearly all there is.
+`--quick` shapes, those are nearly all there is. `--precision bf16` is bfloat16 activations over
+trained weights in float32 on both sides: `amp_bf16` there; ours keeps what is frozen in bfloat16.
 """
 
 from __future__ import annotations
@@ -76,7 +77,11 @@ def ours(options: argparse.Namespace) -> Callable[[], float]:
     end_of_chunk = base.tokenizer.token_to_id("<|endofchunk|>")
     del opened  # its files are mapped, and would count as memory
     train = {"steps": 1, "gradient_checkpointing": options.recompute, "rate": 1e-4}
-    sets = [{"path": f"{s.length}", "weight": s.weight} for s in shapes]
+    train["precision"] = options.precision
+    sets = [
+        {"path": f"{s.length}", "weight": s.weight, "batch": s.rows, "length": s.length}
+        for s in shapes
+    ]
     values = {"model": {"base": ""}, "output": {"folder": ""}, "train": train, "datasets": sets}
     config = parse(values, FOLDER)
 
@@ -92,14 +97,14 @@ def ours(options: argparse.Namespace) -> Callable[[], float]:
         """Learns the same two batches in every step."""
 
         def terms(self, step: int) -> Any:
-            for number, shape in enumerate(shapes):
-                drawn = batch(number, shape)
+            for number in self.order():
+                drawn = batch(number, shapes[number])
                 counts = [0.0] * len(shapes)
                 counts[number] = float(drawn.learned[:, 1:].sum())
                 yield self.term(drawn, counts)
 
     streams = [Stream(NoRecords(), dataset, 0) for dataset in config.datasets]
-    stage = Fixed(base, config, streams, [], ALONE)
+    stage = Fixed(base, config, streams, ALONE)
     optimisers = build_optimisers(stage.groups(), config.train)
     loop = Loop(config.train, ALONE, Report(), States(FOLDER))
     return lambda: loop.step(stage, optimisers, 0)["loss"]
@@ -126,18 +131,20 @@ def openflamingo(options: argparse.Namespace) -> Callable[[], float]:
     rest = [p for n, p in learned if not is_decayed(n)]
     groups = [{"params": decays, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=1e-4)
+    half = torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16")
 
     def step() -> float:
         total = 0.0
         for shape in shapes:
             ids, pixels = shape.draw(image, end_of_chunk)
             labels = ids.masked_fill(ids == image, -100)
-            found = model(
-                vision_x=pixels.unsqueeze(2),
-                lang_x=ids,
-                attention_mask=torch.ones_like(ids),
-                labels=labels,
-            )
+            with half:
+                found = model(
+                    vision_x=pixels.unsqueeze(2),
+                    lang_x=ids,
+                    attention_mask=torch.ones_like(ids),
+                    labels=labels,
+                )
             loss = found[0] * shape.weight
             loss.backward()
             total += loss.item()
@@ -246,6 +253,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="of each side, after a first one")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="smaller batches")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--recompute", action="store_true", help="our gradient checkpointing")
     options = parser.parse_args()
     if options.side:

@@ -97,6 +97,13 @@ def test_the_file_may_be_replaced_once_it_was_read(tmp_path: Path) -> None:
     assert found.tensors[GATE] == 1
 
 
+def test_a_path_that_names_nothing_is_no_damaged_file(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="^mine: there is no such file$"):
+        read_adapter(tmp_path / "none", "mine")
+    with pytest.raises(AdapterError, match="not a whole adapter"):
+        read_adapter(tmp_path)
+
+
 CARD = json.dumps({"base_digest": "0" * 64})
 META = {"format": FORMAT, "card": CARD}
 

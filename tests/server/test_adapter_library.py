@@ -51,7 +51,7 @@ def test_what_cannot_be_loaded_first_is_refused(file: Path, tmp_path: Path) -> N
     wrong = write(tmp_path / "wrong", other, replacements(other, 1, *FLAMINGO))
     for settings, says in (
         ({"adapter": (f"a={wrong}",)}, "wrong was made for another base model"),
-        ({"adapter": ("a=/none",)}, "/none is not a whole adapter: No such file"),
+        ({"adapter": ("a=/none",)}, "/none: there is no such file"),
         ({"adapter_folder": (str(file),)}, "pets is no folder"),
         ({"adapter": (f"a={file}", f"b={file}"), "max_adapters": 1}, "more are given"),
     ):

@@ -110,9 +110,7 @@ def stage(
         Stream(source, dataset, config.train.seed)
         for source, dataset in zip(sources, config.datasets, strict=True)
     ]
-    learned = [s for s in streams if not s.config.held_out]
-    held_out = [s for s in streams if s.config.held_out]
-    return STAGES[config.train.stage](start or base(), config, learned, held_out, world)
+    return STAGES[config.train.stage](start or base(), config, streams, world)
 
 
 def train(

@@ -64,6 +64,7 @@ def test_a_base_beside_the_file_is_found_there(tmp_path: Path) -> None:
         ("[model]", "[models]", "'models' is not known"),
         ('"flip"', '"turn"', "'turn' is not known"),
         ("weight = 0.2", "p_next = 2", "probability"),
+        ("weight = 0.2", 'window = "last"', "'last' is not known; known: random, first"),
         ("[[datasets]]", "[[sets]]", "'sets' is not known"),
         ('base = "embedded"', "base =", "Invalid value"),
         ('base = "embedded"', 'base = "b"\nfresh = ["vision"]', "must be trained"),

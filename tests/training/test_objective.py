@@ -148,6 +148,13 @@ def test_media_that_only_other_processes_have_change_nothing(tmp_path: Path) -> 
     assert torch.allclose(built.module(batch, shown)[0], built.module(batch, more)[0], atol=1e-6)
 
 
+def test_the_largest_batch_is_learned_first_whatever_the_order_of_datasets(tmp_path: Path) -> None:
+    sets = ({"path": "a", "batch": 2}, {"path": "b", "batch": 4}, {"path": "c", "batch": 2})
+    built = stage(config(tmp_path, *sets), [ListSource(captions(4)) for _ in sets])
+    found = [[name for name in term.figures if "/" in name] for term in built.terms(0)]
+    assert found == [["loss/b"], ["loss/a"], ["loss/c"]]
+
+
 def test_an_empty_share_takes_part_and_gives_gradients_of_zero(tmp_path: Path) -> None:
     built = flamingo(tmp_path)
     losses, _ = built.module(built.collate([]), Shown((1,), 2))
@@ -167,7 +174,7 @@ def test_documents_without_pictures_are_learned_as_text(tmp_path: Path) -> None:
     built = stage(config(tmp_path, {"batch": 1}), [source])
     assert isinstance(built.module, Objective)
     (term,) = built.terms(0)
-    assert term.figures["tokens"] == len("only text")  # not the first, but the end
+    assert term.figures["tokens"] == len("only text") + 1  # not the first, but two ends
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,14 @@ def test_a_picture_too_large_to_be_one_is_refused_before_it_is_decoded() -> None
         read(MediaPart("image", huge))
 
 
+def test_a_film_beyond_the_limits_is_a_bad_record_with_its_place() -> None:
+    long = encoded(
+        Image.new("L", (8, 8)), "WEBP", append_images=[Image.new("L", (8, 8), 9)], duration=301_000
+    )
+    with pytest.raises(BadRecord, match=r"a.jsonl:3: The film runs 602.0 s; the limit is 600 s"):
+        read(MediaPart("video", long))
+
+
 def test_without_augmentation_nothing_changes() -> None:
     frames = read(MediaPart("image", picture(1)))
     assert np.array_equal(augment(frames, dataset(), np.random.default_rng(0)), frames)

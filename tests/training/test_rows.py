@@ -26,8 +26,9 @@ AS_TEXT = RowWriter(TOKENIZER, replace(tiny_config(), tokens=SpecialTokens(image
 
 
 def write(*parts: Part, writer: RowWriter = WRITER, seed: int = 0, **options: object) -> Row:
-    document = Document(parts, "made:1")
-    return writer.write(document, dataset(**options), np.random.default_rng(seed))
+    """Without an end of text, unless the options say so."""
+    document, settings = Document(parts, "made:1"), dataset(**{"end_of_text": False} | options)
+    return writer.write(document, settings, np.random.default_rng(seed))
 
 
 def spelt(row: Row) -> str:
@@ -87,13 +88,123 @@ def test_a_leading_space_is_put_before_the_text_of_a_picture_alone() -> None:
 
 
 def test_a_long_document_is_cut_and_loses_the_pictures_past_the_cut() -> None:
-    row = write(IMAGE, TextPart("12345"), IMAGE, TextPart("6"), length=4)
+    row = write(IMAGE, TextPart("12345"), IMAGE, TextPart("6"), length=4, window="first")
     assert spelt(row) == "<image>123" and len(row.media) == 1
 
 
 def test_a_document_with_more_pictures_than_allowed_ends_before_the_next() -> None:
-    row = write(IMAGE, TextPart("a"), IMAGE, TextPart("b"), max_media=1)
+    row = write(IMAGE, TextPart("a"), IMAGE, TextPart("b"), max_media=1, window="first")
     assert spelt(row) == "<image>a<|endofchunk|>" and len(row.media) == 1
+
+
+ENDS = "<|endofchunk|><|endoftext|>"
+
+
+def test_an_end_of_text_is_learned_behind_the_last_chunk_unless_the_dataset_wants_none() -> None:
+    parts = (IMAGE, TextPart("one"), IMAGE, TextPart("two"))
+    row = write(*parts, end_of_text=dataset().end_of_text)
+    assert spelt(row) == f"<image>one<|endofchunk|><image>two{ENDS}"
+    assert learned(row) == f"one<|endofchunk|>two{ENDS}" and row.media_index[-1] == 1
+    assert not spelt(write(*parts)).endswith("<|endoftext|>")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"length": 10}, {"length": 9}, {"max_media": 1}],
+    ids=["cut before it", "cut in the text", "a picture too many"],
+)
+def test_a_row_that_ends_before_its_document_has_no_end_of_text(options: dict[str, int]) -> None:
+    parts = (IMAGE, TextPart("one"), IMAGE, TextPart("two"))
+    found = spelt(write(*parts, end_of_text=True, window="first", **options))
+    assert "<|endoftext|>" not in found and found.startswith("<image>one<|endofchunk|>")
+
+
+@pytest.mark.parametrize("last", [IMAGE, TextPart("Why?", learned=False)])
+def test_no_end_of_text_stands_behind_what_ends_no_chunk(last: Part) -> None:
+    parts = (IMAGE, TextPart("one"), IMAGE, last)
+    assert "<|endoftext|>" not in spelt(write(*parts, end_of_text=True))
+
+
+def test_where_a_chunk_ends_as_a_text_does_one_such_token_is_enough() -> None:
+    """IDEFICS and OpenFlamingo, as they are read; and the text of a language model."""
+    both = replace(tiny_config(), tokens=SpecialTokens(end_of_text="<|endofchunk|>"))
+    row = write(IMAGE, TextPart("one"), writer=RowWriter(TOKENIZER, both), end_of_text=True)
+    assert spelt(row) == "<image>one<|endofchunk|>"
+    text_only = RowWriter(TOKENIZER, tiny_config(), "<|endoftext|>")
+    assert spelt(write(TextPart("a"), writer=text_only, end_of_text=True)) == "a<|endoftext|>"
+
+
+def test_an_end_of_text_stands_behind_pictures_written_as_text_too() -> None:
+    row = write(IMAGE, TextPart("a"), writer=AS_TEXT, end_of_text=True)
+    assert spelt(row) == f"<image>a{ENDS}" and learned(row) == f"a{ENDS}"
+
+
+def test_a_window_that_reaches_the_end_of_its_document_has_its_end_of_text() -> None:
+    found = windows(*LONG, length=25, max_media=8, end_of_text=True)
+    assert {text.endswith("<|endoftext|>") for text in found} == {True, False}
+    last = next(text for text in found if "shot 7" in text)
+    assert last.endswith(f"shot 7{ENDS}") and last.count("<image>") == 3
+
+
+SHOTS = tuple(MediaPart("image", bytes([i])) for i in range(8))
+LONG = [part for i in range(8) for part in (SHOTS[i], TextPart(f"shot {i}"))]  # 8 tokens each
+
+
+def windows(*parts: Part, **options: object) -> dict[str, Row]:
+    """All that 60 numbers drawn make of a document."""
+    rows = [write(*parts, seed=seed, **options) for seed in range(60)]
+    return {spelt(row): row for row in rows}
+
+
+def test_a_window_of_a_long_document_begins_at_any_chunk_whose_row_is_no_shorter() -> None:
+    found = windows(*LONG, length=24, max_media=8)
+    chunks = [f"<image>shot {i}<|endofchunk|>" for i in range(8)]
+    assert set(found) == {"".join(chunks[i : i + 3]) for i in range(6)}
+
+
+def test_a_window_has_the_pictures_inside_it_and_its_text_sees_them() -> None:
+    for text, row in windows(*LONG, length=20, max_media=8).items():
+        first = int(text.partition("shot ")[2][0])
+        assert row.media == SHOTS[first : first + 3]
+        assert row.media_index == (*[0] * 8, *[1] * 8, *[2] * 4)[: len(row.ids)]
+
+
+def test_pictures_are_counted_inside_the_window() -> None:
+    found = windows(*LONG, max_media=2)
+    assert {row.media for row in found.values()} == {SHOTS[i : i + 2] for i in range(7)}
+    assert all(text.endswith("<|endofchunk|>") for text in found)
+
+
+def test_a_document_that_fits_draws_nothing_for_a_window() -> None:
+    def next_draw(**options: object) -> float:
+        rng = np.random.default_rng(3)
+        WRITER.write(Document(tuple(LONG), "made:1"), dataset(**options), rng)
+        return rng.random()
+
+    fits = {"length": 65, "max_media": 8}  # with its end of text
+    assert next_draw(**fits) == next_draw(**fits, window="first")
+    assert next_draw(**fits | {"length": 64}) != next_draw(**fits)
+
+
+def test_a_window_with_nothing_to_learn_in_it_is_passed_over() -> None:
+    read_only = [IMAGE, TextPart("q" * 20, learned=False)]
+    found = windows(*read_only, IMAGE, TextPart("learned"), *read_only, length=10)
+    assert set(found) == {"<image>learned<|endofchunk|><image>"}
+
+
+def test_text_before_the_first_picture_begins_one_of_the_windows() -> None:
+    parts = (TextPart("a"), IMAGE, TextPart("What?", learned=False), TextPart("A fox"))
+    assert {text[:7] for text in windows(*parts, length=12)} == {"a<|endo", "<image>"}
+    assert set(windows(*parts, max_media=0)) == {"a<|endofchunk|>"}
+
+
+@pytest.mark.parametrize("window", ["first", "random"])
+def test_the_family_s_begin_stands_before_every_window(window: str) -> None:
+    begins = replace(tiny_config(), tokens=SpecialTokens(begin="<|endoftext|>"))
+    writer = RowWriter(TOKENIZER, begins)
+    found = windows(*LONG, length=9, max_media=8, window=window, writer=writer)
+    assert all(text.startswith("<|endoftext|><image>shot ") for text in found)
+    assert len(found) == (1 if window == "first" else 8)
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_fused_into_a_checkpoint_low_rank_updates_compute_the_same(tmp_path: Pat
     )
     base = load_base(settings.model, 0)
     streams = [Stream(ListSource(captions(4)), settings.datasets[0], 0)]
-    built = FlamingoStage(base, settings, streams, [], ALONE)
+    built = FlamingoStage(base, settings, streams, ALONE)
     batch = built.collate(built.mixture.draw(0))
     before = built.losses(batch)[0]
     for parameter in trained(built.module).values():

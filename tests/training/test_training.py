@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flamingo_model.training.config import Config
+from flamingo_model.training.data.document import Document
 from flamingo_model.training.loop import NotFinite, Stage
 from flamingo_model.training.optimise import trained
 from flamingo_model.training.report import draw_curves, read_log
@@ -86,14 +87,16 @@ def two_sets(folder: Path, name: str, **train: Any) -> Config:
     return config(
         folder,
         {"path": "a", "batch": 3, "augment": ["flip", "colour"], "p_next": 0.5},
-        {"path": "b", "batch": 2, "weight": 0.2, "leading_space": 0.5},
+        {"path": "b", "batch": 2, "weight": 0.2, "leading_space": 0.5, "max_media": 2},
         train={"steps": 5, "save_every": 2, "rate": 1e-2, **train},
         output={"folder": name},
     )
 
 
 def sources() -> list[ListSource]:
-    return [ListSource(captions(7), bad=frozenset({3})), ListSource(captions(4))]
+    """The second has a document of which a window is drawn."""
+    long = Document(tuple(part for found in captions(4) for part in found.parts), "long")
+    return [ListSource(captions(7), bad=frozenset({3})), ListSource([*captions(3), long])]
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from PIL import Image
 from films import film
 from flamingo_model.film import FilmLimits, FilmOptions, read_frames
 from flamingo_model.media import Transform, to_pixels
-from flamingo_model.training.data.document import MediaPart
-from flamingo_model.training.data.media import frames
+from flamingo_model.training.data.document import Document, MediaPart, TextPart
+from flamingo_model.training.data.examine import examine
+from flamingo_model.training.data.media import decoding, frames, read_film
 from flamingo_model.training.data.problems import Problem
 from training_data.made import noise, picture
 
@@ -85,6 +86,56 @@ def test_the_limit_is_on_pixels() -> None:
 def test_a_film_that_cannot_be_decoded_is_a_problem(data: bytes) -> None:
     with pytest.raises(Problem):
         frames(MediaPart("video", data), SMALL, OPTIONS)
+
+
+def animation(num_frames: int, milliseconds: int = 100, size: int = 32) -> bytes:
+    file = io.BytesIO()
+    first, *rest = (Image.new("RGB", (size, size), (8 * i, 0, 0)) for i in range(num_frames))
+    first.save(file, "WEBP", save_all=True, append_images=rest, duration=milliseconds)
+    return file.getvalue()
+
+
+def decoded_within(data: bytes, num_frames: int) -> int:
+    """How many frames come of a film of 32 x 32 where so many may be decoded."""
+    with decoding():
+        return len(read_film(data, SMALL, OPTIONS, max_decoded=num_frames * 32 * 32).pixels)
+
+
+def test_a_film_is_refused_for_the_frames_that_must_be_decoded_and_not_for_those_it_has() -> None:
+    few_keys, all_keys = film(num_frames=30, gop=30), film(num_frames=30, gop=1)
+    with pytest.raises(Problem, match="more than 15,360 pixels to decode: make the film smaller"):
+        decoded_within(few_keys, 15)
+    assert decoded_within(all_keys, 15) == decoded_within(few_keys, 40) == 4
+
+
+def test_an_animation_is_refused_as_a_video_is() -> None:
+    with pytest.raises(Problem, match="pixels to decode"):
+        decoded_within(animation(30), 15)
+    assert decoded_within(animation(30), 40) == 4
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        (FilmLimits(max_seconds=2), "the limit is 2 s"),
+        (FilmLimits(max_frames=29), "the limit is 29"),
+        (FilmLimits(max_pixels=1000), "the limit is 1,000 pixels"),
+    ],
+)
+def test_what_is_decoded_is_counted_beside_a_film_s_own_limits(
+    limits: FilmLimits, reason: str
+) -> None:
+    for data in (film(num_frames=30), animation(30)):
+        with pytest.raises(Problem, match=reason):
+            frames(MediaPart("video", data), SMALL, OPTIONS, limits)
+
+
+def test_the_check_refuses_a_film_for_the_reason_that_training_gives() -> None:
+    part = MediaPart("video", animation(2, milliseconds=301_000))
+    with pytest.raises(Problem, match="the limit is 600 s") as refused:
+        frames(part, SMALL, OPTIONS)
+    (found,) = examine([Document((part, TextPart("long")), "a:1")], None)
+    assert found.problem == f"film 1: {refused.value}"
 
 
 @settings(max_examples=40, deadline=None)

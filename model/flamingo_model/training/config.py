@@ -24,6 +24,7 @@ DEFAULT_WHAT = ("resampler", "cross_attention")
 PARTS_OF_MODEL = ("vision", "resampler", "cross_attention", "decoder")
 ACCUMULATIONS = ("accumulate", "round_robin", "merged")
 AUGMENTATIONS = ("flip", "colour")
+WINDOWS = ("random", "first")
 CHANGEABLE = ("steps", "save_every", "evaluate_every", "log_every", "workers", "device")
 """Of `[train]`: what a resumed run may have otherwise than the run it goes on with."""
 
@@ -66,7 +67,7 @@ class TrainConfig:
 
     `what` is for the stage `flamingo` alone. `schedule` is the rate after a linear `warm_up`, in
     steps. `accumulation`: `accumulate` takes a batch of every dataset each step, one after the
-    other; `merged` takes them as one batch; `round_robin` takes one dataset a step.
+    other, the largest first; `merged` takes them as one; `round_robin` takes one dataset a step.
     """
 
     steps: int
@@ -115,9 +116,15 @@ class TrainConfig:
 class DatasetConfig:
     """`weight` is λ, `batch` documents a step, `length` tokens and `max_media` media a document.
 
-    `p_next` is how often text sees the media after it, `leading_space` how often a blank is put
-    before the text of a media. `options` go to the format's reader as they are. A `held_out`
-    dataset is never learned: its loss is logged.
+    Of a document with more, `window` says where a row of it begins: `first` where the document
+    does, `random` there or at any of its media, drawn anew each time.
+
+    `end_of_text` follows a document's last chunk, where the family has such a token and the row
+    comes that far: as the paper and flamingo-mini train. `p_next` is how often text sees the media
+    after it, `leading_space` how often a blank is put before the text of a media.
+
+    `options` go to the format's reader as they are. A `held_out` dataset is never learned: its loss
+    is logged.
     """
 
     path: str
@@ -127,6 +134,8 @@ class DatasetConfig:
     batch: int = 8
     length: int = 256
     max_media: int = 5
+    window: str = "random"
+    end_of_text: bool = True
     max_frames: int = 8
     fps: float = 1.0
     p_next: float = 0.0
@@ -138,6 +147,7 @@ class DatasetConfig:
 
     def __post_init__(self) -> None:
         known("datasets.augment", self.augment, AUGMENTATIONS)
+        known("datasets.window", [self.window], WINDOWS)
         for name, least in (("batch", 1), ("length", 2), ("max_media", 0), ("max_frames", 1)):
             at_least(f"datasets.{name}", getattr(self, name), least)
         for name in ("p_next", "leading_space"):

@@ -26,7 +26,7 @@ from ..positions import reach
 from .pixels import Frames
 from .rows import Row
 
-ROWS_AT_ONCE = 256  # of logits
+ROWS_AT_ONCE = 64  # of logits: a step's peak is here, beside all that waits for the way back
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ is learned are `learned` texts and the end-of-chunk that closes each of them.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -41,33 +43,47 @@ class Row:
 class RowWriter:
     """`end` closes what was learned: the family's end of a chunk, if no other is given.
 
-    No end of text follows the last chunk, other than in the paper: nothing is generated that far.
+    Where the document ends with it, the family's end of text follows, if that is another token and
+    the dataset wants it: `<EOC><EOS>` in the paper (section A.3.2) and in flamingo-mini's training.
+    OpenFlamingo's and Otter's configs have one token for both, so theirs ends a document alone.
     """
 
     def __init__(
         self, tokenizer: Tokenizer, config: FlamingoConfig, end: str | None = None
     ) -> None:
         self.end = end or config.tokens.end_of_chunk
+        self.end_of_text = config.tokens.end_of_text
         rule = MEDIA_RULES[config.cross_attention.media_rule]
         self.renderer = LearningRenderer(tokenizer, config.tokens, rule)
 
     def write(self, document: Document, dataset: DatasetConfig, rng: np.random.Generator) -> Row:
-        """At most `dataset.length` tokens and `max_media` media.
+        """At most `dataset.length` tokens and `max_media` media, from one of `starts` on.
 
         Raises BadRecord for what the family cannot write, and where nothing is left to learn.
         """
         sees_next = rng.random() < dataset.p_next
         has_space = rng.random() < dataset.leading_space
         parts, media = self.parts(document, dataset, has_space)
+        tokens = cache(lambda start: self.tokens(parts[start:], dataset.max_media))
         try:
-            rendered = self.renderer.render(parts).token_ids[: dataset.length]
+            for start in starts(parts, tokens, dataset, rng):
+                ids = tokens(start)[: dataset.length]
+                if any(isinstance(i, LearnedId) for i in ids[1:]):
+                    return self.row(ids, media[len(media_places(parts[:start])) :], sees_next)
         except PromptError as error:
             raise BadRecord(f"{document.place}: {error}") from error
-        ids, marks = [int(i) for i in rendered], self.renderer.marks
-        learned = tuple(isinstance(i, LearnedId) for i in rendered)
-        if not any(learned[1:]):
-            message = f"{document.place}: nothing to learn in its first {dataset.length} tokens"
-            raise BadRecord(message)
+        raise BadRecord(f"{document.place}: nothing to learn within {dataset.length} tokens")
+
+    def tokens(self, parts: Sequence[prompt.Part], max_media: int) -> list[int]:
+        """Of all that stands before one media too many; what is learned is `LearnedId`s."""
+        places = media_places(parts)
+        kept = parts[: places[max_media]] if len(places) > max_media else parts
+        return self.renderer.render(kept).token_ids if kept else []
+
+    def row(self, tokens: Sequence[int], media: Sequence[MediaPart], sees_next: bool) -> Row:
+        """`media` begin with the first that has a mark in `tokens`."""
+        ids, marks = [int(i) for i in tokens], self.renderer.marks
+        learned = tuple(isinstance(i, LearnedId) for i in tokens)
         shown = media[: sum(i in marks.media for i in ids)]
         return Row(tuple(ids), tuple(self.index(ids, marks, sees_next)), learned, tuple(shown))
 
@@ -85,13 +101,42 @@ class RowWriter:
         for part in document.parts:
             if isinstance(part, TextPart):
                 chunks.add(part.text, part.learned or dataset.learn_questions, has_space)
-            elif len(media) == dataset.max_media:
-                break
             else:
                 chunks.show()
                 media.append(part)
         chunks.close()
+        if dataset.end_of_text and chunks.is_ended and self.end_of_text != self.end:
+            chunks.parts.append(special(self.end_of_text))
         return chunks.parts, media
+
+
+def starts(
+    parts: Sequence[prompt.Part],
+    tokens: Callable[[int], list[int]],
+    dataset: DatasetConfig,
+    rng: np.random.Generator,
+) -> list[int]:
+    """Where in `parts` a row may begin, in the order to try; `tokens(start)` are those from there.
+
+    What fits begins at its beginning, and so does all with the window `first`. Else, as the paper
+    takes "a random subsequence" of a document (section 2.4), the beginning and every media are as
+    likely, up to the first from which the rest fits: those behind would only make shorter rows.
+    """
+
+    def fits(start: int) -> bool:
+        num_media = len(media_places(parts[start:]))
+        return num_media <= dataset.max_media and len(tokens(start)) <= dataset.length
+
+    if dataset.window == "first" or fits(0):
+        return [0]
+    found = sorted({0, *media_places(parts)})
+    last = bisect_left(found, True, key=fits)
+    order: list[int] = rng.permutation(found[: last + 1]).tolist()
+    return order
+
+
+def media_places(parts: Sequence[prompt.Part]) -> list[int]:
+    return [at for at, part in enumerate(parts) if isinstance(part, prompt.MediaPart)]
 
 
 class Chunks:
@@ -100,7 +145,7 @@ class Chunks:
     def __init__(self, end: str) -> None:
         self.end = end
         self.parts: list[prompt.Part] = []
-        self.text, self.is_learned = "", False
+        self.text, self.is_learned, self.is_ended = "", False, False
 
     def add(self, text: str, learned: bool, has_space: bool) -> None:
         text = re.sub(f"[{BEGIN}{END}]", "", text)
@@ -119,7 +164,7 @@ class Chunks:
             self.parts.append(prompt.TextPart(self.text))
         if self.is_learned:
             self.parts.append(special(self.end))
-        self.text, self.is_learned = "", False
+        self.is_ended, self.text, self.is_learned = self.is_learned, "", False
 
 
 def special(token: str) -> prompt.TextPart:

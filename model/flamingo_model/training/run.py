@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from .base import Base, load_base
+from .base import load_base
 from .config import Config, DatasetConfig
 from .data import source
 from .data.document import Source
-from .distributed import World, joined
-from .loop import Loop, Stage
+from .distributed import joined
+from .loop import Loop
 from .mixture import Stream
 from .report import Report, draw_curves
 from .result import base_digest, write_result
 from .stages.contrastive import ContrastiveStage
+from .stages.files import FilesStage
 from .stages.flamingo import FlamingoStage
 from .stages.language import LanguageStage
 from .state import States
 
 Open = Callable[[DatasetConfig], Source]
-STAGES: dict[str, Callable[..., Stage]] = {
+STAGES: dict[str, type[FilesStage[Any, Any]]] = {
     "flamingo": FlamingoStage,
     "contrastive": ContrastiveStage,
     "language": LanguageStage,
@@ -44,7 +46,8 @@ def run(config: Config, restart: bool = False, open_source: Open = open_dataset)
         if restart and world.is_first:
             states.clear()
         world.wait()
-        stage = build_stage(config, base, world, open_source)
+        streams = [Stream(open_source(d), d, config.train.seed) for d in config.datasets]
+        stage = STAGES[config.train.stage](base, config, streams, world)
         report = Report(
             folder if world.is_first else None, config.output.label, config.train.log_every
         )
@@ -52,10 +55,3 @@ def run(config: Config, restart: bool = False, open_source: Open = open_dataset)
         if report.path is not None:
             draw_curves(report.path, folder / "curves.png")
         return write_result(base, stage.module, config, digest, world)
-
-
-def build_stage(config: Config, base: Base, world: World, open_source: Open) -> Stage:
-    streams = [Stream(open_source(d), d, config.train.seed) for d in config.datasets]
-    learned: Sequence[Stream] = [s for s in streams if not s.config.held_out]
-    held_out: Sequence[Stream] = [s for s in streams if s.config.held_out]
-    return STAGES[config.train.stage](base, config, learned, held_out, world)

@@ -12,10 +12,10 @@ from typing import Literal
 
 from tokenizers import Tokenizer
 
-from ...film import FilmOptions, read_frames
+from ...film import FilmOptions
 from ...media import Transform, to_pixels, upright_size
 from .document import Document, MediaPart
-from .media import LIMITS, decoding, open_picture
+from .media import decoding, open_picture, read_film
 from .problems import Problem, SourceError
 
 _SMALL = Transform("squash", 32, (0, 0, 0), (1, 1, 1))
@@ -86,7 +86,7 @@ def _medium(part: MediaPart) -> Medium:
     digest = hashlib.sha256(part.data).digest()
     with decoding():
         if part.kind == "video":
-            film = read_frames(part.data, _SMALL, _FRAMES, LIMITS)
+            film = read_film(part.data, _SMALL, _FRAMES)
             return Medium("video", film.width, film.height, film.duration, digest)
         with open_picture(part.data) as picture:
             to_pixels(picture, _SMALL)

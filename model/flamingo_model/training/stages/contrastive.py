@@ -20,11 +20,10 @@ from ...config import DecoderConfig
 from ...decoder import Decoder, SelfAttend
 from ...flamingo import Flamingo
 from ..base import Base
-from ..config import Config, ContrastiveConfig, DatasetConfig
+from ..config import ContrastiveConfig, DatasetConfig
 from ..data.document import BadRecord, Document, MediaPart, TextPart
-from ..distributed import World
 from ..loop import Term
-from ..mixture import Drawn, Stream
+from ..mixture import Drawn
 from ..objective import padded
 from ..optimise import Group, split_decay, trained
 from ..pixels import Frames, augment, read_media
@@ -100,21 +99,14 @@ def two_term_loss(pictures: Tensor, texts: Tensor, scale: Tensor, smoothing: flo
     return torch.stack([*both]).mean()
 
 
-class ContrastiveStage(FilesStage[Pair]):
-    def __init__(
-        self,
-        base: Base,
-        config: Config,
-        learned: Sequence[Stream],
-        held_out: Sequence[Stream],
-        world: World,
-    ) -> None:
-        super().__init__(config, learned, held_out, world)
+class ContrastiveStage(FilesStage[Pair, TwoTowers]):
+    def build(self, base: Base) -> TwoTowers:
         self.tokenizer = base.tokenizer
         self.transform = base.model.config.vision.pixel_transform()
-        torch.manual_seed(config.train.seed)
-        self.module = TwoTowers(base.model, config.contrastive).to(world.device)
-        self.module.model.vision.requires_grad_(True)
+        torch.manual_seed(self.config.train.seed)
+        module = TwoTowers(base.model, self.config.contrastive).to(self.world.device)
+        module.model.vision.requires_grad_(True)
+        return module
 
     def read(self, document: Document, dataset: DatasetConfig, rng: np.random.Generator) -> Pair:
         media = [part for part in document.parts if isinstance(part, MediaPart)]

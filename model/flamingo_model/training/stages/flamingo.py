@@ -13,10 +13,9 @@ from ...flamingo import Flamingo
 from ..base import Base
 from ..config import Config, DatasetConfig
 from ..data.document import Document
-from ..distributed import World
 from ..loop import Term
 from ..lora import add_lora
-from ..mixture import Drawn, Stream
+from ..mixture import Drawn
 from ..objective import Batch, Objective, Shown, collate, recompute
 from ..optimise import Group, split_decay, trained
 from ..pixels import Frames, augment, read_media
@@ -39,19 +38,11 @@ class Item:
         return sum(self.row.learned[1:])
 
 
-class FlamingoStage(FilesStage[Item]):
-    def __init__(
-        self,
-        base: Base,
-        config: Config,
-        learned: Sequence[Stream],
-        held_out: Sequence[Stream],
-        world: World,
-    ) -> None:
-        super().__init__(config, learned, held_out, world)
+class FlamingoStage(FilesStage[Item, Objective]):
+    def build(self, base: Base) -> Objective:
         self.transform = base.model.config.vision.pixel_transform()
         self.writer = RowWriter(base.tokenizer, base.model.config)
-        self.module = Objective(prepare_model(base.model, config, world.device))
+        return Objective(prepare_model(base.model, self.config, self.world.device))
 
     def read(self, document: Document, dataset: DatasetConfig, rng: np.random.Generator) -> Item:
         row = self.writer.write(document, dataset, rng)
@@ -66,12 +57,18 @@ class FlamingoStage(FilesStage[Item]):
         return split_decay(trained(self.module), UNDECAYED)
 
     def terms(self, step: int) -> Iterator[Term]:
-        drawn = self.mixture.draw(step)
+        drawn = sorted(self.mixture.draw(step), key=lambda found: self.order().index(found.dataset))
         is_merged = self.config.train.accumulation == "merged"
         for batch in [drawn] if is_merged else [[found] for found in drawn]:
             counts = self.counts(batch)
             if any(counts):
                 yield self.term(self.collate(batch), counts)
+
+    def order(self) -> list[int]:
+        """Datasets, the largest batch first: what that keeps for the way back is then never beside
+        the gradients of another."""
+        sizes = [stream.config.batch * stream.config.length for stream in self.mixture.streams]
+        return sorted(range(len(sizes)), key=lambda dataset: -sizes[dataset])
 
     def counts(self, drawn: Sequence[Drawn[Item]]) -> list[float]:
         """Learned tokens of each dataset, over all processes."""

@@ -13,11 +13,10 @@ from ...attention import DenseSelfAttention
 from ...flamingo import Flamingo
 from ...positions import reach
 from ..base import Base
-from ..config import Config, DatasetConfig
+from ..config import DatasetConfig
 from ..data.document import Document, TextPart
-from ..distributed import World
 from ..loop import Term
-from ..mixture import Drawn, Stream
+from ..mixture import Drawn
 from ..objective import padded, recompute
 from ..optimise import Group, split_decay, trained
 from ..rows import Row, RowWriter
@@ -65,23 +64,16 @@ def pack(rows: Sequence[Row], length: int) -> tuple[Tensor, Tensor, Tensor, Tens
     return ids, learned.bool(), segments, positions
 
 
-class LanguageStage(FilesStage[Row]):
-    def __init__(
-        self,
-        base: Base,
-        config: Config,
-        learned: Sequence[Stream],
-        held_out: Sequence[Stream],
-        world: World,
-    ) -> None:
-        super().__init__(config, learned, held_out, world)
+class LanguageStage(FilesStage[Row, LanguageObjective]):
+    def build(self, base: Base) -> LanguageObjective:
         self.writer = RowWriter(
             base.tokenizer, base.model.config, base.model.config.tokens.end_of_text
         )
-        self.module = LanguageObjective(base.model).to(world.device)
-        base.model.decoder.requires_grad_(True)
-        for layer in base.model.decoder.layers if config.train.gradient_checkpointing else ():
+        module = LanguageObjective(base.model).to(self.world.device)
+        decoder = module.model.decoder.requires_grad_(True)
+        for layer in decoder.layers if self.config.train.gradient_checkpointing else ():
             recompute(layer)
+        return module
 
     def read(self, document: Document, dataset: DatasetConfig, rng: np.random.Generator) -> Row:
         texts = tuple(part for part in document.parts if isinstance(part, TextPart))
