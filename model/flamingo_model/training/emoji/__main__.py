@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +89,7 @@ def train_all(run: Path, seed: int, scale: float) -> None:
         stage(
             model.decoder,
             run / f"{name}.safetensors",
-            lambda train=train: train(model.decoder, stand_ins, encoder, gallery, run, seed, scale),
+            partial(train, model.decoder, stand_ins, encoder, gallery, run, seed, scale),
         )
     pool, tests = pools(model, sprites, seed)
     aligner = Aligner(model, stand_ins, heads.codes().detach(), pool)

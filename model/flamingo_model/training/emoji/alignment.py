@@ -62,7 +62,8 @@ def told(codes: Tensor, said: Said) -> tuple[Tensor, Tensor]:
 
 
 def relative_error(vectors: Tensor, targets: Tensor) -> Tensor:
-    return (vectors - targets.unsqueeze(1)).square().mean() / targets.square().mean()
+    error: Tensor = (vectors - targets.unsqueeze(1)).square().mean() / targets.square().mean()
+    return error
 
 
 def classified(logits: Tensor, targets: Tensor) -> Tensor:

@@ -156,7 +156,8 @@ def written_losses(
     losses = alignment_losses(stand_ins, heads.codes(), vectors, said)
     num_views = EMOJI_VIEWS + DRAWING_VIEWS
     looks = stand_ins.read_code(vectors[: 2 * num_views, 0], 0)
-    losses["views"] = two_term_loss(*looks.split(num_views), torch.tensor(16.0), 0.0)
+    first, again = looks.split(num_views)
+    losses["views"] = two_term_loss(first, again, torch.tensor(16.0), 0.0)
     return {f"written_{name}": loss for name, loss in losses.items()}
 
 
