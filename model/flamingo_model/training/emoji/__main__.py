@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +18,11 @@ from torch import nn
 
 from ...checkpoints.native import EMBEDDED, save_native
 from ...config import CrossAttentionConfig, DecoderConfig, FlamingoConfig, ResamplerConfig
-from ...decoder import Decoder
 from ...flamingo import Flamingo
 from ...vision_config import VisionConfig
 from .contrastive import ContrastiveHeads, train_vision
 from .documents import WORDNET, Encoder, corpus, glosses, train_tokenizer
-from .language import COMPARING, tell_codes, train_language
-from .language import initialise as initialise_decoder
+from .language import train_language
 from .multimodal import Aligner, align, initialise, train_on_documents
 from .pictures import Pool, PoolBuilder, Sizes
 from .standins import CODE_DIM, StandIns, TextGallery
@@ -33,6 +30,8 @@ from .tasks import Tasks
 from .world import FONT, SCENE_SIZE, Sprites, load_sprites
 
 VOCAB_SIZE = 4096
+SHIPPED_TOKENIZER = str(EMBEDDED / "tokenizer.json")
+CODES = EMBEDDED.parent / "codes.safetensors"
 
 
 def emoji_config() -> FlamingoConfig:
@@ -85,12 +84,13 @@ def train_all(run: Path, seed: int, scale: float) -> None:
         lambda: train_vision(model, heads, stand_ins, sprites, run, seed, steps(1250)),
     )
     gallery = text_gallery(heads, sprites, seed)
-    for name, train in (("language", learn_language), ("comparing", learn_to_compare)):
-        stage(
-            model.decoder,
-            run / f"{name}.safetensors",
-            partial(train, model.decoder, stand_ins, encoder, gallery, run, seed, scale),
-        )
+    stage(
+        model.decoder,
+        run / "language.safetensors",
+        lambda: train_language(
+            model.decoder, stand_ins, encoder, glosses(), gallery, run, seed, steps(1000)
+        ),
+    )
     pool, tests = pools(model, sprites, seed)
     aligner = Aligner(model, stand_ins, heads.codes().detach(), pool)
     stage(
@@ -101,40 +101,20 @@ def train_all(run: Path, seed: int, scale: float) -> None:
     stage(
         model,
         run / "documents.safetensors",
-        lambda: train_on_documents(model, aligner, encoder, tests, sprites, run, seed, steps(800)),
+        lambda: train_on_documents(model, aligner, encoder, tests, sprites, run, seed, steps(340)),
     )
     save_native(model, tokenizer, run / "checkpoint", torch.float16)
 
 
-def learn_language(
-    decoder: Decoder,
-    stand_ins: StandIns,
-    encoder: Encoder,
-    gallery: TextGallery,
-    run: Path,
-    seed: int,
-    scale: float,
-) -> None:
-    torch.manual_seed(seed)
-    initialise_decoder(decoder)
-    tell_codes(decoder, stand_ins, encoder, gallery.code_of)
-    num_steps = max(1, round(1000 * scale))
-    train_language(decoder, stand_ins, encoder, glosses(), gallery, run, seed, num_steps)
-
-
-def learn_to_compare(
-    decoder: Decoder,
-    stand_ins: StandIns,
-    encoder: Encoder,
-    gallery: TextGallery,
-    run: Path,
-    seed: int,
-    scale: float,
-) -> None:
-    num_steps = max(1, round(250 * scale))
-    train_language(
-        decoder, stand_ins, encoder, glosses(), gallery, run, seed + 1, num_steps, 1.5e-3, COMPARING
-    )
+def train_more(run: Path, seed: int, num_steps: int) -> None:
+    """More documents, from the shipped checkpoint on, with the codes that its tower was taught."""
+    sprites, tokenizer = load_sprites(run / "sprites.npz"), Tokenizer.from_file(SHIPPED_TOKENIZER)
+    model, stand_ins = Flamingo(emoji_config()), StandIns(emoji_config().decoder.dim)
+    model.load_state_dict(load_file(EMBEDDED / "model.safetensors"))
+    pool, tests = pools(model, sprites, seed)
+    aligner = Aligner(model, stand_ins, load_file(CODES)["codes"].float(), pool)
+    train_on_documents(model, aligner, Encoder(tokenizer), tests, sprites, run, seed, num_steps)
+    save_native(model, tokenizer, run / "checkpoint", torch.float16)
 
 
 def text_gallery(heads: ContrastiveHeads, sprites: Sprites, seed: int) -> TextGallery:
@@ -168,6 +148,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full steps")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--more", type=int, metavar="STEPS", help="only more documents, from what is shipped on"
+    )
     parser.add_argument("--ship", action="store_true", help="put the result into the package")
     chosen = parser.parse_args()
     for needed, package in ((FONT, "fonts-noto-color-emoji"), (WORDNET, "wordnet-base")):
@@ -175,7 +158,10 @@ def main() -> None:
             parser.error(f"{needed} is missing: apt-get install {package}")
     torch.set_num_threads(chosen.threads)
     chosen.run.mkdir(parents=True, exist_ok=True)
-    train_all(chosen.run, chosen.seed, chosen.scale)
+    if chosen.more:
+        train_more(chosen.run, chosen.seed, chosen.more)
+    else:
+        train_all(chosen.run, chosen.seed, chosen.scale)
     print(f"checkpoint and log are in {chosen.run}")
     if chosen.ship:
         for file in (chosen.run / "checkpoint").iterdir():

@@ -32,14 +32,7 @@ from .standins import (
     blurred,
     stand_in_tensors,
 )
-from .tasks import (
-    Shown,
-    Tasks,
-    episode_labels,
-    in_context_weights,
-    where_question,
-    yes_no_question,
-)
+from .tasks import Shown, Tasks, episode_labels, in_context_weights
 
 SHARES = {
     "repeat": 0.04,
@@ -56,22 +49,7 @@ SHARES = {
     "yes_no": 0.10,
     "motion": 0.02,
 }
-COMPARING = {
-    "roll_call": 0.35,
-    "yes_no": 0.20,
-    "where": 0.08,
-    "what": 0.03,
-    "binding": 0.16,
-    "hidden": 0.05,
-    "name": 0.03,
-    "caption": 0.06,
-    "colour": 0.01,
-    "count": 0.01,
-    "repeat": 0.01,
-    "motion": 0.01,
-}
-"""For the end: to compare a word with a picture is learned last, an answer tells only one bit."""
-KINDS = (*SHARES, "roll_call")
+KINDS = tuple(SHARES)
 TABLES = ("embed.weight", "head.weight")
 ROW_LENGTH = 224
 ROWS_PER_STEP = 18
@@ -81,28 +59,17 @@ class TextWorld:
     """Draws text-only documents of each kind."""
 
     def __init__(
-        self,
-        encoder: Encoder,
-        lines: list[str],
-        gallery: TextGallery,
-        rng: np.random.Generator,
-        shares: Mapping[str, float],
+        self, encoder: Encoder, lines: list[str], gallery: TextGallery, rng: np.random.Generator
     ) -> None:
-        self.encoder, self.lines, self.rng, self.shares = encoder, lines, rng, shares
+        self.encoder, self.lines, self.rng = encoder, lines, rng
         words = {word for line in lines for word in line.split(":")[0].split() if word.isalpha()}
         self.words = sorted(word.lower() for word in words if 2 < len(word) < 9)
         self.tasks = Tasks(gallery, rng)
 
     def documents(self) -> Iterator[Tokens]:
-        own = {
-            "repeat": self.repeat,
-            "recall": self.recall,
-            "plain": self.plain,
-            "roll_call": self.roll_call,
-        }
-        kinds = [*self.shares]
+        own = {"repeat": self.repeat, "recall": self.recall, "plain": self.plain}
         while True:
-            kind = kinds[self.rng.choice(len(kinds), p=[*self.shares.values()])]
+            kind = KINDS[self.rng.choice(len(KINDS), p=[*SHARES.values()])]
             if kind in own:
                 yield own[kind]()
             else:
@@ -130,22 +97,6 @@ class TextWorld:
             tail = self.encoder.text(f" {values[index]}.")
             ids, learned = ids + head + tail, learned + [0.0] * len(head) + [weight] * len(tail)
         return Tokens(ids, learned, "recall")
-
-    def roll_call(self) -> Tokens:
-        """Names one after the other, and of each whether a picture shows it, or where."""
-        gallery, rng = self.tasks.gallery, self.rng
-        shown = gallery.pair() if rng.random() < 0.7 else gallery.single()
-        asks_where = shown.is_pair and rng.random() < 0.5
-        ids = [self.encoder.image, *self.encoder.text("Where:" if asks_where else "There:")]
-        weights = [0.0] * len(ids)
-        for _ in range(6):
-            name = self.tasks.pick(shown.names) if rng.random() < 0.5 else gallery.name()
-            answer = yes_no_question(shown, name)[1]
-            if asks_where and name in shown.names:
-                answer = where_question(shown, shown.names.index(name))[1]
-            asked, told = self.encoder.text(f" {name}?"), self.encoder.text(answer)
-            ids, weights = ids + asked + told, weights + [0.0] * len(asked) + [1.0] * len(told)
-        return Tokens(ids, weights, "roll_call", (shown,))
 
     def plain(self) -> Tokens:
         return self.encoder.plain(self.lines[self.rng.integers(len(self.lines))], "plain")
@@ -332,12 +283,12 @@ def train_language(
     seed: int,
     num_steps: int,
     rate: float = 3e-3,
-    shares: Mapping[str, float] = SHARES,
 ) -> None:
     """Trains for `num_steps` of 4,032 tokens; logs loss and accuracy of each kind."""
     torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    documents = TextWorld(encoder, lines, gallery, rng, shares).documents()
+    initialise(decoder)
+    tell_codes(decoder, stand_ins, encoder, gallery.code_of)
+    documents = TextWorld(encoder, lines, gallery, np.random.default_rng(seed)).documents()
     noise = torch.Generator().manual_seed(seed)
     optimisers = build_optimisers(decoder, rate)
     schedules = [

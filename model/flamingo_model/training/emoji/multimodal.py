@@ -188,7 +188,7 @@ def train_on_documents(
     run: Path,
     seed: int,
     num_steps: int,
-    rate: float = 5e-4,
+    rate: float = 6e-4,
 ) -> Flamingo:
     """Through the whole decoder; logs to `run`/log.jsonl and looks at the tests now and then."""
     torch.manual_seed(seed)
