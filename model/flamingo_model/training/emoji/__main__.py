@@ -101,7 +101,7 @@ def train_all(run: Path, seed: int, scale: float) -> None:
     stage(
         model,
         run / "documents.safetensors",
-        lambda: train_on_documents(model, aligner, encoder, tests, sprites, run, seed, steps(340)),
+        lambda: train_on_documents(model, aligner, encoder, tests, sprites, run, seed, steps(610)),
     )
     save_native(model, tokenizer, run / "checkpoint", torch.float16)
 

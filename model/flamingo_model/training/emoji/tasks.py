@@ -212,7 +212,8 @@ class Tasks:
         return Example(HIDDEN_PROMPT, f" {caption(shown)}", shown)
 
     def colour(self, shown: Shown | None = None) -> Example:
-        shown = shown or self.gallery.counted()
+        if shown is None:
+            shown = self.gallery.pair() if self.rng.random() < 0.4 else self.gallery.counted()
         return Example(self.pick(COLOUR_QUESTIONS), f" {shown.background}", shown)
 
     def count(self, shown: Shown | None = None) -> Example:
