@@ -317,9 +317,11 @@ def test_alignment_brings_the_first_block_nearer_to_the_stand_ins(
     torch.manual_seed(0)
     model = Flamingo(CONFIG)
     multimodal.initialise(model)
-    multimodal.align(model, make_aligner(model), encoder, tmp_path, seed=0, num_steps=60)
-    rows = [json.loads(line)["size"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert rows[-1] < 0.8 * rows[0]
+    aligner = make_aligner(model)
+    multimodal.align(model, aligner, encoder, tmp_path, seed=0, num_steps=100, rate=1e-2)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    for fact in ("count", "layout"):
+        assert rows[-1][fact] < 0.7 * rows[0][fact]
 
 
 def test_a_pool_batches_films_of_one_length_and_knows_what_is_alike() -> None:
