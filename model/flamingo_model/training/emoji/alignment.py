@@ -70,7 +70,8 @@ def classified(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of logits [P, n, values], each the mean over n, where targets [P] are told."""
     where = targets >= 0
     each = logits[where].flatten(0, 1), targets[where].repeat_interleave(logits.shape[1])
-    return F.cross_entropy(*each, reduction="none").unflatten(0, (-1, logits.shape[1])).mean(1)
+    losses = F.cross_entropy(*each, reduction="none")
+    return torch.unflatten(losses, 0, (-1, logits.shape[1])).mean(1)
 
 
 @torch.no_grad()
