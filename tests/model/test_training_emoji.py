@@ -16,7 +16,7 @@ from PIL import Image
 from flamingo_model.decoder import Decoder
 from flamingo_model.flamingo import Flamingo
 from flamingo_model.training.emoji import contrastive, drawings, language, multimodal, tasks
-from flamingo_model.training.emoji.alignment import Said, alignment_losses, shares_read, told
+from flamingo_model.training.emoji.alignment import Said, alignment_losses, told
 from flamingo_model.training.emoji.documents import (
     Encoder,
     Example,
@@ -209,7 +209,6 @@ def test_what_the_stand_ins_say_is_read_back() -> None:
     stand_ins = StandIns(256)
     codes, said = told_of_everything(30)
     vectors = stand_ins(*told(codes, said))
-    assert set(shares_read(stand_ins, codes, vectors, said).values()) == {1.0}
     losses = alignment_losses(stand_ins, codes, vectors.unsqueeze(1), said)
     assert max(loss.item() for loss in losses.values()) < 0.01
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...attention import DenseCrossAttention
 from ...flamingo import Flamingo, MediaKV
-from .standins import CODE_SCALE, FACTS, NUM_PLACES, StandIns
+from .standins import CODE_SCALE, StandIns
 
 
 @dataclass(frozen=True)
@@ -72,19 +72,3 @@ def classified(logits: Tensor, targets: Tensor) -> Tensor:
     each = logits[where].flatten(0, 1), targets[where].repeat_interleave(logits.shape[1])
     losses = F.cross_entropy(*each, reduction="none")
     return torch.unflatten(losses, 0, (-1, logits.shape[1])).mean(1)
-
-
-@torch.no_grad()
-def shares_read(
-    stand_ins: StandIns, codes: Tensor, vectors: Tensor, said: Said
-) -> dict[str, float]:
-    """How many classes and facts are read right from `vectors` [P, dim]."""
-    shares = {}
-    for place in range(NUM_PLACES):
-        who = said.classes[:, place]
-        read = (stand_ins.read_code(vectors, place) @ codes.T).argmax(-1)
-        shares[("first", "second")[place]] = (read == who)[who >= 0].float().mean().item()
-    for fact, value in zip(FACTS, said.facts.unbind(1), strict=True):
-        read = stand_ins.read_facts(vectors)[fact].argmax(-1)
-        shares[fact] = (read == value)[value >= 0].float().mean().item()
-    return shares

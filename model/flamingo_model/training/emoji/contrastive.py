@@ -1,8 +1,9 @@
 """Stage 1, the vision tower: contrastive, as in the paper (appendix B.1.3), then frozen.
 
 Two-term loss between pictures and captions, and between two views of one emoji or drawing. Small
-heads keep what will be asked: who is there and where, background, count, place. Only the tower
-is kept.
+heads keep what will be asked: who is there and where, background, count, place. One more head are
+the Flamingo's own resampler and first block, which go on from here in stage 3; of the others only
+the classes' codes are kept.
 """
 
 from __future__ import annotations
