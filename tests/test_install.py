@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CODE = {"clients", "model", "server"}
 EXAM = "clients/flamingo_eval/emoji_world.zip"
 CHECKPOINT = "flamingo_model/training/emoji/checkpoint/"
+MADE = ("log.jsonl", "curves.png", "codes.safetensors")
 
 
 # The Dockerfile, read
@@ -369,7 +370,7 @@ def names_in(wheel: Path) -> list[str]:
 
 def test_the_wheel_holds_the_whole_checkpoint_and_nothing_beside_it(installed: Installed) -> None:
     inside = {n for n in names_in(installed.wheels[1]) if n.startswith(CHECKPOINT)}
-    files = ("config.json", "model.safetensors", "tokenizer.json")
+    files = ("README.md", "config.json", "model.safetensors", "tokenizer.json")
     assert inside == {CHECKPOINT + name for name in files}
 
 
@@ -378,9 +379,9 @@ def test_the_wheels_are_code_and_type_markers_and_the_checkpoint(installed: Inst
     others = {n for n in names if not n.endswith(".py") and not n.startswith(CHECKPOINT)}
     packages = {"flamingo_client", "flamingo_eval", "flamingo_model", "flamingo_server"}
     assert {n.partition("/")[0] for n in names} == packages
-    log = "flamingo_model/training/emoji/log.jsonl"  # how the checkpoint came to be
+    made = {f"flamingo_model/training/emoji/{n}" for n in MADE}  # how the checkpoint came to be
     exam = {"flamingo_eval/emoji_world.zip"} if (ROOT / EXAM).exists() else set[str]()
-    assert others == {log, *exam, *(f"{package}/py.typed" for package in packages)}
+    assert others == {*made, *exam, *(f"{package}/py.typed" for package in packages)}
 
 
 def test_the_client_needs_httpx_and_nothing_of_ours(installed: Installed) -> None:
