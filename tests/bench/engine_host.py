@@ -53,7 +53,7 @@ async def ask(service: Service, values: dict) -> tuple[float, float]:
             loop.call_soon_threadsafe(has_ended.set)
 
     started = time.perf_counter()
-    await submit("inside", body, service, Receiver(deliver))
+    await submit("inside", body, None, service, Receiver(deliver))
     await has_ended.wait()
     return intervals(started, came)
 
