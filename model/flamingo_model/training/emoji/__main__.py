@@ -1,37 +1,53 @@
 """`python -m flamingo_model.training.emoji`: makes the embedded checkpoint from nothing but a seed.
 
-Needs Debian's fonts-noto-color-emoji and wordnet-base. Each stage leaves its result in the run
-folder and is skipped when it is there, so an interrupted run goes on where it stopped.
+Needs Debian's fonts-noto-color-emoji and wordnet-base. Each stage has a folder of its own in the
+run's, with its log, its state and its result: an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from torch import nn
+from torch import Tensor
 
 from ...checkpoints.native import EMBEDDED, save_native
 from ...config import CrossAttentionConfig, DecoderConfig, FlamingoConfig, ResamplerConfig
 from ...flamingo import Flamingo
 from ...vision_config import VisionConfig
-from .contrastive import ContrastiveHeads, train_vision
+from ..config import TrainConfig
+from ..distributed import ALONE
+from ..loop import Loop
+from ..report import Report
+from ..state import States
+from . import curves, language, multimodal
+from .contrastive import ContrastiveHeads, VisionStage
 from .documents import WORDNET, Encoder, corpus, glosses, train_tokenizer
-from .language import train_language
-from .multimodal import Aligner, align, initialise, train_on_documents
+from .language import LanguageStage
+from .multimodal import Aligner, AlignmentStage, DocumentStage
 from .pictures import Pool, PoolBuilder, Sizes
+from .seeded import SeededStage
 from .standins import CODE_DIM, StandIns, TextGallery
 from .tasks import Tasks
 from .world import FONT, SCENE_SIZE, Sprites, load_sprites
 
 VOCAB_SIZE = 4096
-SHIPPED_TOKENIZER = str(EMBEDDED / "tokenizer.json")
-CODES = EMBEDDED.parent / "codes.safetensors"
+BETAS = (0.9, 0.98)
+VISION = TrainConfig(
+    steps=1800, rate=2e-3, warm_up=100, schedule="cosine", weight_decay=0.05, evaluate_every=300
+)
+LANGUAGE = TrainConfig(
+    steps=1000, rate=3e-3, warm_up=60, schedule="cosine", weight_decay=0.05, betas=BETAS
+)
+ALIGNMENT = TrainConfig(steps=300, rate=1e-3, warm_up=50, schedule="cosine", betas=BETAS)
+DOCUMENTS = replace(ALIGNMENT, steps=650, rate=6e-4, evaluate_every=200)
+SHIPPED = EMBEDDED.parent  # the codes, the log and the curves, beside the checkpoint
 
 
 def emoji_config() -> FlamingoConfig:
@@ -58,71 +74,102 @@ def emoji_config() -> FlamingoConfig:
     )
 
 
-def stage(module: nn.Module, path: Path, train: Callable[[], object]) -> None:
-    """Loads what an earlier run left, or trains and leaves it."""
-    if not path.exists():
-        train()
-        save_file({k: v.detach().contiguous() for k, v in module.state_dict().items()}, path)
-    module.load_state_dict(load_file(path))
+@dataclass(frozen=True)
+class Run:
+    """The folder of a run, its seed, and the share of the full steps."""
+
+    folder: Path
+    seed: int
+    scale: float = 1.0
+
+    def train(self, name: str, config: TrainConfig, build: Callable[[], SeededStage]) -> None:
+        """Trains a stage in its folder, or loads what it left there."""
+        folder, stage = self.folder / name, build()
+        steps = max(1, round(config.steps * self.scale))
+        config = replace(config, steps=steps, seed=self.seed, save_every=100)
+        result = folder / "result.safetensors"
+        if not result.exists():
+            Loop(config, ALONE, Report(folder, name), States(folder, repr(config))).run(stage)
+            stage.finish()
+            save_file({k: v.contiguous() for k, v in stage.module.state_dict().items()}, result)
+        stage.module.load_state_dict(load_file(result))
+
+    def sprites(self) -> Sprites:
+        return load_sprites(self.folder / "sprites.npz")
+
+    def tokenizer(self) -> Tokenizer:
+        path = self.folder / "tokenizer.json"
+        if not path.exists():
+            build_tokenizer(self.sprites(), self.seed).save(str(path))
+        return Tokenizer.from_file(str(path))
 
 
-def train_all(run: Path, seed: int, scale: float) -> None:
+def train_all(run: Run) -> None:
     """The paper's order: vision tower, language model, freeze both, then what joins them."""
-    config, sprites = emoji_config(), load_sprites(run / "sprites.npz")
-    tokenizer = load_tokenizer(run / "tokenizer.json", sprites, seed)
+    config, sprites, tokenizer, seed = emoji_config(), run.sprites(), run.tokenizer(), run.seed
     torch.manual_seed(seed)
     encoder, model = Encoder(tokenizer), Flamingo(config)
     heads, stand_ins = ContrastiveHeads(config.vision.dim, sprites), StandIns(config.decoder.dim)
-    initialise(model)
-
-    def steps(num: int) -> int:
-        return max(1, round(num * scale))
-
-    stage(
-        nn.ModuleList([model.vision, heads, model.resampler, model.cross_attention]),
-        run / "vision.safetensors",
-        lambda: train_vision(model, heads, stand_ins, sprites, run, seed, steps(1250)),
-    )
-    gallery = text_gallery(heads, sprites, seed)
-    stage(
-        model.decoder,
-        run / "language.safetensors",
-        lambda: train_language(
-            model.decoder, stand_ins, encoder, glosses(), gallery, run, seed, steps(1000)
-        ),
+    multimodal.initialise(model)
+    run.train("vision", VISION, lambda: VisionStage(model, heads, stand_ins, sprites, seed))
+    codes = heads.codes().detach()
+    gallery = text_gallery(codes, sprites, seed)
+    language.initialise(model.decoder)
+    language.tell_codes(model.decoder, stand_ins, encoder, gallery.code_of)
+    run.train(
+        "language",
+        LANGUAGE,
+        lambda: LanguageStage(model.decoder, stand_ins, encoder, glosses(), gallery, seed),
     )
     pool, tests = pools(model, sprites, seed)
-    aligner = Aligner(model, stand_ins, heads.codes().detach(), pool)
-    stage(
-        model,
-        run / "aligned.safetensors",
-        lambda: align(model, aligner, encoder, run, seed, steps(300)),
+    aligner = Aligner(model, stand_ins, codes, pool)
+    run.train("alignment", ALIGNMENT, lambda: AlignmentStage(model, aligner, encoder, seed))
+    run.train(
+        "documents",
+        DOCUMENTS,
+        lambda: DocumentStage(model, aligner, encoder, tests, sprites, seed),
     )
-    stage(
-        model,
-        run / "documents.safetensors",
-        lambda: train_on_documents(model, aligner, encoder, tests, sprites, run, seed, steps(610)),
-    )
-    save_native(model, tokenizer, run / "checkpoint", torch.float16)
+    save(run, model, tokenizer, codes)
 
 
-def train_more(run: Path, seed: int, num_steps: int) -> None:
+def train_more(run: Run, num_steps: int) -> None:
     """More documents, from the shipped checkpoint on, with the codes that its tower was taught."""
-    sprites, tokenizer = load_sprites(run / "sprites.npz"), Tokenizer.from_file(SHIPPED_TOKENIZER)
+    sprites, tokenizer = run.sprites(), Tokenizer.from_file(str(EMBEDDED / "tokenizer.json"))
     model, stand_ins = Flamingo(emoji_config()), StandIns(emoji_config().decoder.dim)
     model.load_state_dict(load_file(EMBEDDED / "model.safetensors"))
-    pool, tests = pools(model, sprites, seed)
-    aligner = Aligner(model, stand_ins, load_file(CODES)["codes"].float(), pool)
-    train_on_documents(model, aligner, Encoder(tokenizer), tests, sprites, run, seed, num_steps)
-    save_native(model, tokenizer, run / "checkpoint", torch.float16)
+    codes = load_file(SHIPPED / "codes.safetensors")["codes"].float()
+    pool, tests = pools(model, sprites, run.seed)
+    aligner, encoder = Aligner(model, stand_ins, codes, pool), Encoder(tokenizer)
+    run.train(
+        "documents",
+        replace(DOCUMENTS, steps=num_steps),
+        lambda: DocumentStage(model, aligner, encoder, tests, sprites, run.seed),
+    )
+    save(run, model, tokenizer, codes)
 
 
-def text_gallery(heads: ContrastiveHeads, sprites: Sprites, seed: int) -> TextGallery:
+def save(run: Run, model: Flamingo, tokenizer: Tokenizer, codes: Tensor) -> None:
+    """The checkpoint, and what ships beside it: codes, log, curves."""
+    save_native(model, tokenizer, run.folder / "checkpoint", torch.float16)
+    save_file({"codes": codes.half()}, run.folder / "codes.safetensors")
+    curves.merge_logs(run.folder)
+    curves.draw(run.folder / "log.jsonl", run.folder / "curves.png")
+
+
+def ship(run: Run) -> None:
+    """Puts a run's result into the package."""
+    for file in (run.folder / "checkpoint").iterdir():
+        (EMBEDDED / file.name).write_bytes(file.read_bytes())
+    for name in ("codes.safetensors", "log.jsonl", "curves.png"):
+        (SHIPPED / name).write_bytes((run.folder / name).read_bytes())
+
+
+def text_gallery(codes: Tensor, sprites: Sprites, seed: int) -> TextGallery:
     known = sprites.known()
     others = sorted({*sprites.training(), *sprites.drawings()} - {*known})
-    codes = heads.codes().detach().numpy()
     names = [sprites.names[sprite] for sprite in known]
-    return TextGallery(names, codes[known], codes[others], np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    return TextGallery(names, codes[known].numpy(), codes[others].numpy(), rng)
 
 
 def pools(model: Flamingo, sprites: Sprites, seed: int) -> tuple[Pool, dict[str, Pool]]:
@@ -131,15 +178,13 @@ def pools(model: Flamingo, sprites: Sprites, seed: int) -> tuple[Pool, dict[str,
     return builder.training(Sizes()), tests
 
 
-def load_tokenizer(path: Path, sprites: Sprites, seed: int) -> Tokenizer:
-    if not path.exists():
-        names = [sprites.names[i] for i in sprites.known()]
-        rng = np.random.default_rng(seed)
-        no_codes = np.zeros((len(names), CODE_DIM), np.float32)
-        tasks = Tasks(TextGallery(names, no_codes, no_codes, rng), rng)
-        drawn = [draw() for draw in tasks.kinds.values() for _ in range(300)]
-        train_tokenizer(corpus(names, drawn, seed), VOCAB_SIZE).save(str(path))
-    return Tokenizer.from_file(str(path))
+def build_tokenizer(sprites: Sprites, seed: int) -> Tokenizer:
+    names = [sprites.names[i] for i in sprites.known()]
+    rng = np.random.default_rng(seed)
+    no_codes = np.zeros((len(names), CODE_DIM), np.float32)
+    tasks = Tasks(TextGallery(names, no_codes, no_codes, rng), rng)
+    drawn = [draw() for draw in tasks.kinds.values() for _ in range(300)]
+    return train_tokenizer(corpus(names, drawn, seed), VOCAB_SIZE)
 
 
 def main() -> None:
@@ -158,14 +203,14 @@ def main() -> None:
             parser.error(f"{needed} is missing: apt-get install {package}")
     torch.set_num_threads(chosen.threads)
     chosen.run.mkdir(parents=True, exist_ok=True)
+    run = Run(chosen.run, chosen.seed, chosen.scale)
     if chosen.more:
-        train_more(chosen.run, chosen.seed, chosen.more)
+        train_more(run, chosen.more)
     else:
-        train_all(chosen.run, chosen.seed, chosen.scale)
-    print(f"checkpoint and log are in {chosen.run}")
+        train_all(run)
+    print(f"checkpoint, log and curves are in {chosen.run}")
     if chosen.ship:
-        for file in (chosen.run / "checkpoint").iterdir():
-            (EMBEDDED / file.name).write_bytes(file.read_bytes())
+        ship(run)
 
 
 if __name__ == "__main__":

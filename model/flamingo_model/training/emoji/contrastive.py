@@ -9,8 +9,6 @@ the classes' codes are kept.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +17,12 @@ from torch import Tensor, nn
 
 from ...flamingo import Flamingo
 from ...vision_config import VisionConfig
-from ..log import StageLog
-from ..optimise import warmup_cosine
+from ..optimise import Group, trained
 from ..stages.contrastive import two_term_loss
 from .alignment import Said, alignment_losses, written
 from .colours import COLOUR_NAMES
 from .precision import activations
+from .seeded import SeededStage
 from .standins import CODE_DIM, CODE_SCALE, StandIns
 from .world import (
     COUNTS,
@@ -32,12 +30,13 @@ from .world import (
     Pixels,
     Scene,
     Sprites,
+    empty_scene,
     random_pair,
     random_scene,
     render_scene,
 )
 
-EMOJI_VIEWS, DRAWING_VIEWS, PAIRS, COUNTED = 28, 10, 34, 18  # 128 pictures a step
+EMOJI_VIEWS, DRAWING_VIEWS, PAIRS, COUNTED, EMPTY = 28, 10, 33, 16, 3  # 128 pictures a step
 UNNAMED_SHARE = 0.25  # of the emoji in a batch: flags, faces, long names
 PLACES = ("whole", "first", "second")
 
@@ -49,9 +48,11 @@ def normalise(pixels: Pixels, config: VisionConfig) -> Tensor:
 
 
 def caption_words(scene: Scene, sprites: Sprites) -> list[str]:
-    words = [COUNTS[scene.count - 1], f"{COLOUR_NAMES[scene.background]}-background", scene.layout]
-    for sprite in (scene.sprite, scene.second):
-        if sprite is not None and sprites.nameable(sprite) and scene.recolour is None:
+    words = [f"{COLOUR_NAMES[scene.background]}-background", scene.layout]
+    if scene.count:
+        words.append(COUNTS[scene.count - 1])
+    for sprite in scene.classes():
+        if sprite >= 0 and sprites.nameable(sprite) and scene.recolour is None:
             words += sprites.names[sprite].split()
     return words
 
@@ -70,11 +71,15 @@ class ContrastiveHeads(nn.Module):
         self.words = {word: i for i, word in enumerate(dict.fromkeys(said))}
         self.hidden = nn.Linear(dim, 2 * dim)
         self.queries = nn.Parameter(torch.randn(2, dim) * dim**-0.5)
-        self.pooled_norms = nn.ModuleList(nn.BatchNorm1d(2 * dim) for _ in PLACES)
+        # By the batch alone, in evaluation too: a run that goes on has no running sums to lose.
+        self.pooled_norms = nn.ModuleList(
+            nn.BatchNorm1d(2 * dim, track_running_stats=False) for _ in PLACES
+        )
         self.identity = nn.Linear(2 * dim, CODE_DIM)
         self.joint = nn.Linear(2 * dim, joint)
         # Both tables are normed after: small ones turn faster, a class is seen only now and then.
         self.proxies = nn.Parameter(torch.randn(sprites.num_classes, CODE_DIM) * 0.05)
+        self.mean_proxies = nn.Parameter(torch.randn(sprites.num_classes, dim) * 0.05)
         self.text = nn.EmbeddingBag(len(self.words), dim, mode="sum")
         nn.init.normal_(self.text.weight, std=0.05)
         self.text_joint = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, joint))
@@ -105,6 +110,12 @@ class ContrastiveHeads(nn.Module):
     def class_logits(self, identity: Tensor) -> Tensor:
         return identity @ self.codes().T * CODE_SCALE
 
+    def mean_logits(self, tokens: Tensor) -> Tensor:
+        """[N, S, dim] → [N, num_classes]: who is told by the tower's mean alone, by which the
+        server's embeddings find like pictures (RICES)."""
+        mean = F.normalize(tokens.float().mean(1), dim=-1)
+        return mean @ F.normalize(self.mean_proxies, dim=-1).T * CODE_SCALE
+
 
 class SceneWorld:
     """Draws the pictures of a step: views of emoji and drawings, pairs, counts."""
@@ -122,7 +133,7 @@ class SceneWorld:
         return [*named.tolist(), *self.rng.choice(self.others, num_others, replace=False).tolist()]
 
     def batch(self) -> list[Scene]:
-        """First all the first views, then all the second, then pairs, then counts."""
+        """First all the first views, then all the second, then pairs, counts, backgrounds."""
         drawn = self.rng.choice(self.drawings, DRAWING_VIEWS, replace=False).tolist()
         viewed = [*self.emoji(EMOJI_VIEWS), *drawn]
         views = [random_scene(s, self.rng, recolour=0.3) for s in (*viewed, *viewed)]
@@ -133,7 +144,7 @@ class SceneWorld:
             random_scene(sprite, self.rng, count, recolour=0.3)
             for sprite, count in zip(self.emoji(COUNTED), counts, strict=True)
         ]
-        return [*views, *pairs, *counted]
+        return [*views, *pairs, *counted, *(empty_scene(self.rng) for _ in range(EMPTY))]
 
     def render(self, scenes: Sequence[Scene], config: VisionConfig) -> Tensor:
         drawn = [render_scene(scene, self.sprites, self.rng) for scene in scenes]
@@ -142,7 +153,7 @@ class SceneWorld:
 
 def said_of(scenes: Sequence[Scene]) -> Said:
     """What can be said of pictures."""
-    classes = [[s.sprite, -1 if s.second is None else s.second] for s in scenes]
+    classes = [s.classes() for s in scenes]
     facts = [[s.background, s.count - 1, LAYOUTS.index(s.layout), -1] for s in scenes]
     return Said(torch.tensor(classes), torch.tensor(facts))
 
@@ -172,13 +183,14 @@ def contrastive_loss(
         background, count = heads.background(pooled[0]), heads.count(pooled[0])
         layout = heads.layout(pooled[0])
     emoji = torch.tensor([s.sprite < len(sprites.names) for s in scenes])
-    pair = torch.tensor([s.second is not None for s in scenes])
+    first, second = torch.tensor([s.classes() for s in scenes]).unbind(1)
+    pair = second >= 0
+    single = ~pair & (first >= 0)
     num_views = EMOJI_VIEWS + DRAWING_VIEWS
     text = heads.embed_text(
         [caption_words(s, sprites) for s in scenes if s.sprite < len(sprites.names)]
     )
-    first = torch.tensor([s.sprite for s in scenes])
-    second = torch.tensor([s.second or 0 for s in scenes])
+    means = F.log_softmax(heads.mean_logits(tokens), dim=1)
 
     def told(logits: Tensor, targets: list[int], where: Tensor) -> Tensor:
         return F.cross_entropy(logits.float()[where], torch.tensor(targets)[where])
@@ -191,61 +203,59 @@ def contrastive_loss(
         "views": two_term_loss(
             identity[0, :num_views], identity[0, num_views : 2 * num_views], torch.tensor(16.0), 0.0
         ),
-        "classes": classes(0, first, ~pair),
+        "classes": classes(0, first, single),
         "pairs": (classes(1, first, pair) + classes(2, second, pair)) / 2,
+        "means": (
+            F.nll_loss(means, first, ignore_index=-1)
+            + F.nll_loss(means, torch.where(pair, second, first), ignore_index=-1)
+        )
+        / 2,
         "background": told(background, [s.background for s in scenes], emoji),
-        "count": told(count, [s.count - 1 for s in scenes], emoji & ~pair),
+        "count": told(count, [s.count - 1 for s in scenes], emoji & single),
         "layout": told(layout, [LAYOUTS.index(s.layout) for s in scenes], emoji),
     }
 
 
-def train_vision(
-    model: Flamingo,
-    heads: ContrastiveHeads,
-    stand_ins: StandIns,
-    sprites: Sprites,
-    run: Path,
-    seed: int,
-    num_steps: int,
-    rate: float = 2e-3,
-) -> None:
-    """Trains the tower for `num_steps` of 128 pictures, and with it, as one more head, resampler
-    and first block to write what the stand-ins say; logs to `run`/log.jsonl."""
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    tower = model.vision.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    joining = [*model.resampler.parameters(), *model.blocks()[0].parameters()]
-    tables = [p for p in (heads.proxies, heads.text.weight) if p.requires_grad]
-    others = [
-        p for p in heads.parameters() if p is not heads.proxies and p is not heads.text.weight
-    ]
-    groups: list[dict[str, Any]] = [
-        {"params": [*tower.parameters(), *others]},
-        {"params": tables, "weight_decay": 0.0, "lr": 2 * rate},
-        {"params": joining, "lr": rate / 2},
-    ]
-    parameters = [parameter for group in groups for parameter in group["params"]]
-    optimiser = torch.optim.AdamW(groups, lr=rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: warmup_cosine(step, num_steps, 100)
-    )
-    log, world = StageLog("vision", num_steps, run / "log.jsonl"), SceneWorld(sprites, rng)
-    for step in log.steps():
-        scenes = world.batch()
+class VisionStage(SeededStage):
+    """Trains the tower, and with it, as one more head, resampler and first block, which write what
+    the stand-ins say."""
+
+    def __init__(
+        self,
+        model: Flamingo,
+        heads: ContrastiveHeads,
+        stand_ins: StandIns,
+        sprites: Sprites,
+        seed: int,
+    ) -> None:
+        super().__init__(seed)
+        self.model, self.heads, self.stand_ins, self.sprites = model, heads, stand_ins, sprites
+        self.tower = model.vision.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        parts = {"vision": self.tower, "heads": heads, "resampler": model.resampler}
+        self.module = nn.ModuleDict({**parts, "first_block": model.blocks()[0]})
+        self.world = SceneWorld(sprites, self.rng)
+
+    def groups(self) -> list[Group]:
+        tables = ("heads.proxies", "heads.mean_proxies", "heads.text.weight")
+        joins = ("resampler.", "first_block.")
+        learned = trained(self.module)
+        return [
+            Group({k: p for k, p in learned.items() if not k.startswith((*tables, *joins))}),
+            Group({k: p for k, p in learned.items() if k in tables}, decays=False, rate=2.0),
+            Group({k: p for k, p in learned.items() if k.startswith(joins)}, rate=0.5),
+        ]
+
+    def losses(self) -> tuple[Tensor, dict[str, float]]:
+        scenes = self.world.batch()
+        pixels = self.world.render(scenes, self.model.config.vision)
         with activations():
-            pixels = world.render(scenes, model.config.vision)
-            tokens = tower(pixels.to(memory_format=torch.channels_last))
-        losses = contrastive_loss(heads, tokens, scenes, sprites)
-        losses |= written_losses(model, stand_ins, heads, tokens, said_of(scenes))
-        optimiser.zero_grad()
-        torch.stack(list(losses.values())).sum().backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        schedule.step()
-        log.add(**{name: value.item() for name, value in losses.items()})
-        if (step + 1) % 200 == 0 or step + 1 == num_steps:
-            log.write(evaluate(model, heads, stand_ins, sprites))
-    tower.eval(), heads.eval()
+            tokens = self.tower(pixels.to(memory_format=torch.channels_last))
+        losses = contrastive_loss(self.heads, tokens, scenes, self.sprites)
+        losses |= written_losses(self.model, self.stand_ins, self.heads, tokens, said_of(scenes))
+        return torch.stack([*losses.values()]).sum(), {k: v.item() for k, v in losses.items()}
+
+    def evaluate(self) -> dict[str, float]:
+        return evaluate(self.model, self.heads, self.stand_ins, self.sprites)
 
 
 @torch.no_grad()
@@ -260,37 +270,38 @@ def evaluate(
     of a pair: as the heads tell them, and as they are read from what the first block writes."""
     world = SceneWorld(sprites, np.random.default_rng(0))
     rng, known = world.rng, torch.tensor(world.named)
-    heads.eval()
-
-    def embedded(scenes: list[Scene]) -> Tensor:
-        """[2, 3, N, CODE_DIM]: of the whole, first, second."""
-        with activations():
-            tokens = model.vision(world.render(scenes, model.config.vision))
-            told = heads.embed_identity(heads.pool(tokens))
-            hidden = torch.zeros(len(tokens), 1, model.config.decoder.dim)
-            vectors = written(model, model.resampler(tokens.unsqueeze(1)), hidden)[:, 0]
-        read = [stand_ins.read_code(vectors, place) for place in (0, 0, 1)]
-        return torch.stack([told, torch.stack(read)])
 
     episodes = [rng.choice(sprites.test(), 5, replace=False).tolist() for _ in range(num)]
-    shown = embedded([random_scene(s, rng) for e in episodes for s in e])[:, 0].unflatten(
-        1, (num, 5)
-    )
-    asked = embedded([random_scene(e[0], rng) for e in episodes])[:, 0]
-    near = torch.einsum("hnkd,hnd->hnk", shown, asked).argmax(-1) == 0
-    names = rng.choice(world.named, num)
-    one = heads.class_logits(embedded([random_scene(int(s), rng) for s in names])[:, 0])
-    named = known[one[..., known].argmax(-1)] == torch.tensor(names)
+    names = rng.choice(world.named, num).tolist()
     paired = rng.choice(world.named, (num, 2)).tolist()
-    two = heads.class_logits(embedded([random_pair(a, b, rng) for a, b in paired])[:, 1:])
-    both = (known[two[..., known].argmax(-1)] == torch.tensor(paired).T).all(1)
-    heads.train()
-    return {
-        f"{reader}{figure}": right[which].float().mean().item()
-        for which, reader in enumerate(("", "written_"))
-        for figure, right in (
-            ("held_out_1_shot_5_way", near),
-            ("known_named", named),
-            ("pairs_named", both),
-        )
-    }
+    scenes = [
+        *(random_scene(s, rng) for episode in episodes for s in episode),
+        *(random_scene(episode[0], rng) for episode in episodes),
+        *(random_scene(name, rng) for name in names),
+        *(random_pair(first, second, rng) for first, second in paired),
+    ]
+    with activations():
+        tokens = model.vision(world.render(scenes, model.config.vision))
+        told = heads.embed_identity(heads.pool(tokens))  # [3, N, CODE_DIM]
+        hidden = torch.zeros(len(tokens), 1, model.config.decoder.dim)
+        vectors = written(model, model.resampler(tokens.unsqueeze(1)), hidden)[:, 0]
+    read = torch.stack([stand_ins.read_code(vectors, place) for place in (0, 0, 1)])
+    mean = F.normalize(tokens.float().mean(1), dim=-1)
+
+    def near(looks: Tensor) -> Tensor:
+        shown, asked = looks[: 5 * num].unflatten(0, (num, 5)), looks[5 * num : 6 * num]
+        return torch.einsum("nkd,nd->nk", shown, asked).argmax(-1) == 0
+
+    def among_names(looks: Tensor) -> Tensor:
+        return known[heads.class_logits(looks)[..., known].argmax(-1)]
+
+    right = {"mean_held_out_1_shot_5_way": near(mean)}
+    for reader, looks in (("", told), ("written_", read)):
+        right |= {
+            f"{reader}held_out_1_shot_5_way": near(looks[0]),
+            f"{reader}known_named": among_names(looks[0, 6 * num : 7 * num]) == torch.tensor(names),
+            f"{reader}pairs_named": (
+                among_names(looks[1:, 7 * num :]) == torch.tensor(paired).T
+            ).all(0),
+        }
+    return {figure: which.float().mean().item() for figure, which in right.items()}

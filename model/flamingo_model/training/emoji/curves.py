@@ -12,15 +12,32 @@ from typing import Any
 
 import matplotlib
 
+from ..report import read_log
+
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
 PANELS = {
     "vision": ("views", "classes", "pairs", "written_who", "written_size"),
     "language": ("binding_right", "hidden_right", "name_right", "what_right", "yes_no_right"),
-    "align": ("size", "who", "motion"),
+    "alignment": ("size", "who", "motion"),
     "documents": ("binding_right", "name_right", "caption_right", "what_right", "yes_no_right"),
 }
+
+
+def merge_logs(run: Path, every: int = 20) -> None:
+    """The logs of a run's stages as one, `run`/log.jsonl: of `every` steps the means."""
+    rows = []
+    for stage in PANELS:
+        told = read_log(run / stage / "log.jsonl")
+        for start in range(0, len(told), every):
+            some = told[start : start + every]
+            names = dict.fromkeys(name for row in some for name in row)
+            values = {n: [row[n] for row in some if n in row] for n in names}
+            means = {n: round(sum(v) / len(v), 4) for n, v in values.items()}
+            last = {n: some[-1][n] for n in ("step", "seconds")}
+            rows.append({"stage": stage, **means, **last})
+    (run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def draw(log: Path, out: Path) -> None:

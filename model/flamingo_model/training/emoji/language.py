@@ -7,7 +7,6 @@ Flamingo's own format, with words and codes standing in for pictures.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,10 +17,10 @@ from ...attention import DenseSelfAttention
 from ...cross_attention import visible_media
 from ...decoder import Decoder, DecoderLayer
 from ...positions import reach
-from ..log import StageLog
-from ..optimise import warmup_cosine
+from ..optimise import Group, trained
 from .documents import Encoder, Tokens
 from .precision import activations
+from .seeded import SeededStage
 from .standins import (
     CODE_DIM,
     NUM_PLACES,
@@ -263,49 +262,30 @@ def weighted_loss(
     return (losses * weight).sum() / weight.sum(), figures
 
 
-def build_optimisers(decoder: Decoder, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices, AdamW for embeddings, norms and biases."""
-    matrices = [p for n, p in decoder.named_parameters() if p.ndim == 2 and n not in TABLES]
-    others = [p for n, p in decoder.named_parameters() if p.ndim != 2 or n in TABLES]
-    muon = torch.optim.Muon(
-        matrices, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw", ns_steps=4
-    )
-    return [muon, torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)]
+class LanguageStage(SeededStage):
+    """Steps of 4,032 tokens: Muon for the matrices, AdamW for embeddings, norms and biases."""
 
+    def __init__(
+        self,
+        decoder: Decoder,
+        stand_ins: StandIns,
+        encoder: Encoder,
+        lines: list[str],
+        gallery: TextGallery,
+        seed: int,
+    ) -> None:
+        super().__init__(seed, gallery.rng)
+        self.module: Decoder = decoder
+        self.stand_ins, self.encoder = stand_ins, encoder
+        self.documents = TextWorld(encoder, lines, gallery, self.rng).documents()
 
-def train_language(
-    decoder: Decoder,
-    stand_ins: StandIns,
-    encoder: Encoder,
-    lines: list[str],
-    gallery: TextGallery,
-    run: Path,
-    seed: int,
-    num_steps: int,
-    rate: float = 3e-3,
-) -> None:
-    """Trains for `num_steps` of 4,032 tokens; logs loss and accuracy of each kind."""
-    torch.manual_seed(seed)
-    initialise(decoder)
-    tell_codes(decoder, stand_ins, encoder, gallery.code_of)
-    documents = TextWorld(encoder, lines, gallery, np.random.default_rng(seed)).documents()
-    noise = torch.Generator().manual_seed(seed)
-    optimisers = build_optimisers(decoder, rate)
-    schedules = [
-        torch.optim.lr_scheduler.LambdaLR(o, lambda step: warmup_cosine(step, num_steps, 60))
-        for o in optimisers
-    ]
-    log = StageLog("language", num_steps, run / "log.jsonl")
-    for _ in log.steps():
-        batch, shown = pack(documents, ROWS_PER_STEP, ROW_LENGTH, encoder.image)
-        vectors = stand_ins(*stand_in_tensors(shown))
-        loss, figures = weighted_loss(decoder, batch, blurred(vectors, noise))
-        for optimiser in optimisers:
-            optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
-        for optimiser, schedule in zip(optimisers, schedules, strict=True):
-            optimiser.step()
-            schedule.step()
-        log.add(loss=loss.item(), **figures)
-    decoder.eval()
+    def groups(self) -> list[Group]:
+        learned = trained(self.module)
+        matrices = {k: p for k, p in learned.items() if p.ndim == 2 and k not in TABLES}
+        others = {k: p for k, p in learned.items() if k not in matrices}
+        return [Group(matrices, rule="muon"), Group(others, decays=False)]
+
+    def losses(self) -> tuple[Tensor, dict[str, float]]:
+        batch, shown = pack(self.documents, ROWS_PER_STEP, ROW_LENGTH, self.encoder.image)
+        vectors = blurred(self.stand_ins(*stand_in_tensors(shown)))
+        return weighted_loss(self.module, batch, vectors)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,12 +19,12 @@ from ...attention import DenseCrossAttention, DenseSelfAttention
 from ...cross_attention import media_mask, visible_media
 from ...flamingo import Flamingo
 from ...positions import reach
-from ..log import StageLog
-from ..optimise import warmup_cosine
+from ..optimise import Group, split_decay, trained
 from .alignment import alignment_losses, written
 from .documents import Encoder, Example, Tokens
 from .pictures import Pool, PoolGallery
 from .precision import activations
+from .seeded import SeededStage
 from .standins import StandIns
 from .tasks import HIDDEN_TASKS, Tasks
 from .world import Sprites
@@ -126,116 +125,90 @@ class Aligner:
         return alignment_losses(self.stand_ins, self.codes, vectors, said)
 
 
-class Joiner:
-    """Resampler and cross-attention of a model under one optimiser; all else is frozen."""
+class JoiningStage(SeededStage):
+    """Trains resampler and cross-attention; all else is frozen."""
 
-    def __init__(self, model: Flamingo, rate: float, num_steps: int) -> None:
-        model.requires_grad_(False)
-        groups = [
-            {"params": [*model.resampler.parameters()], "weight_decay": 0.0},
-            {"params": [*model.cross_attention.parameters()], "weight_decay": 0.1},
-        ]
-        self.trained = [parameter for group in groups for parameter in group["params"]]  # type: ignore[attr-defined]
-        for parameter in self.trained:
-            parameter.requires_grad_(True)
-        self.optimiser = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimiser, lambda step: warmup_cosine(step, num_steps, 50)
-        )
+    def __init__(self, model: Flamingo, aligner: Aligner, encoder: Encoder, seed: int) -> None:
+        super().__init__(seed)
+        self.module: Flamingo = model.requires_grad_(False)
+        model.resampler.requires_grad_(True)
+        model.cross_attention.requires_grad_(True)
+        self.aligner, self.pool, self.encoder = aligner, aligner.pool, encoder
 
-    def step(self, loss: Tensor) -> None:
-        self.optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
-        self.optimiser.step()
-        self.schedule.step()
+    def groups(self) -> list[Group]:
+        return split_decay(trained(self.module), ("resampler.",))
 
 
-def align(
-    model: Flamingo,
-    aligner: Aligner,
-    encoder: Encoder,
-    run: Path,
-    seed: int,
-    num_steps: int,
-    rate: float = 1e-3,
-) -> Flamingo:
-    """Teaches resampler and first block to say what the stand-ins said, of pictures and, the new
+class AlignmentStage(JoiningStage):
+    """Resampler and first block learn to say what the stand-ins said, of pictures and, the new
     thing after the contrastive stage, of films; each is seen by its own token and a few others."""
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    joiner, pool = Joiner(model, rate, num_steps), aligner.pool
-    films = np.array(pool.numbers(lambda shown: shown.motion is not None))
-    log = StageLog("align", num_steps, run / "log.jsonl")
-    for _ in log.steps():
-        pictures = rng.integers(len(pool.shown), size=PICTURES_PER_STEP - FILMS_PER_STEP)
-        numbers = [*pictures.tolist(), *rng.choice(films, FILMS_PER_STEP).tolist()]
-        seen_by = rng.integers(3, encoder.vocab_size, (len(numbers), TOKENS_PER_PICTURE))
+
+    def __init__(self, model: Flamingo, aligner: Aligner, encoder: Encoder, seed: int) -> None:
+        super().__init__(model, aligner, encoder, seed)
+        self.films = np.array(self.pool.numbers(lambda shown: shown.motion is not None))
+
+    def losses(self) -> tuple[Tensor, dict[str, float]]:
+        rng = self.rng
+        pictures = rng.integers(len(self.pool.shown), size=PICTURES_PER_STEP - FILMS_PER_STEP)
+        numbers = [*pictures.tolist(), *rng.choice(self.films, FILMS_PER_STEP).tolist()]
+        seen_by = rng.integers(3, self.encoder.vocab_size, (len(numbers), TOKENS_PER_PICTURE))
         ids = torch.from_numpy(seen_by)
-        ids[:, 0] = encoder.image
+        ids[:, 0] = self.encoder.image
         with activations():
-            losses = aligner.losses(encode(model, pool, numbers), numbers, ids)
-        joiner.step(torch.stack(list(losses.values())).sum())
-        log.add(**{name: loss.item() for name, loss in losses.items()})
-    return model
+            losses = self.aligner.losses(encode(self.module, self.pool, numbers), numbers, ids)
+        return torch.stack([*losses.values()]).sum(), {k: v.item() for k, v in losses.items()}
 
 
-def train_on_documents(
-    model: Flamingo,
-    aligner: Aligner,
-    encoder: Encoder,
-    tests: dict[str, Pool],
-    sprites: Sprites,
-    run: Path,
-    seed: int,
-    num_steps: int,
-    rate: float = 6e-4,
-) -> Flamingo:
-    """Through the whole decoder; logs to `run`/log.jsonl and looks at the tests now and then."""
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    joiner, pool = Joiner(model, rate, num_steps), aligner.pool
-    tasks = Tasks(PoolGallery(pool, sprites, rng), rng)
-    before = [parameter.detach().clone() for parameter in joiner.trained]
-    log = StageLog("documents", num_steps, run / "log.jsonl")
-    log.write(evaluate(model, encoder, tests, sprites))
-    for step in log.steps():
-        joiner.step(training_loss(model, aligner, tasks, encoder, log))
-        if (step + 1) % 200 == 0 or step + 1 == num_steps:
-            log.write(evaluate(model, encoder, tests, sprites))
-    with torch.no_grad():
-        for parameter, start in zip(joiner.trained, before, strict=True):
-            parameter.lerp_(start, KEPT_OF_START)
-    return model
+class DocumentStage(JoiningStage):
+    """Documents with pictures, through the whole decoder, and a little of the alignment still."""
 
+    def __init__(
+        self,
+        model: Flamingo,
+        aligner: Aligner,
+        encoder: Encoder,
+        tests: dict[str, Pool],
+        sprites: Sprites,
+        seed: int,
+    ) -> None:
+        super().__init__(model, aligner, encoder, seed)
+        self.tests, self.sprites = tests, sprites
+        self.tasks = Tasks(PoolGallery(self.pool, sprites, self.rng), self.rng)
+        self.start = {k: p.detach().clone() for k, p in trained(model).items()}
 
-def training_loss(
-    model: Flamingo, aligner: Aligner, tasks: Tasks, encoder: Encoder, log: StageLog
-) -> Tensor:
-    """The mean of the kinds' losses, and a little of the alignment of the pictures shown."""
-    drawn = [
-        encoder.examples(tasks.kinds[kind](), kind)
-        for kind, num in PER_STEP.items()
-        for _ in range(num)
-    ]
-    numbers = sorted({picture.number for tokens in drawn for picture in tokens.pictures})
-    with activations():
-        latents = encode(model, aligner.pool, numbers)
-        ids = torch.full((len(numbers), 1), encoder.image)
-        aligned = torch.stack([*aligner.losses(latents, numbers, ids).values()]).sum()
-        parts = [
-            token_losses(model, batch, latents[places(numbers, batch)])
-            for batch in by_length(drawn, encoder.image)
+    def losses(self) -> tuple[Tensor, dict[str, float]]:
+        """The mean of the kinds' losses, and a little of the alignment of the pictures shown."""
+        drawn = [
+            self.encoder.examples(self.tasks.kinds[kind](), kind)
+            for kind, num in PER_STEP.items()
+            for _ in range(num)
         ]
-    losses, right, kinds = (torch.cat(part) for part in zip(*parts, strict=True))
-    figures: dict[str, float] = {}
-    total = ALIGNMENT_WEIGHT * aligned
-    for index, kind in enumerate(PER_STEP):
-        own = kinds == index
-        total = total + losses[own].mean() * KIND_WEIGHTS.get(kind, 1.0)
-        figures |= {kind: losses[own].mean().item(), f"{kind}_right": right[own].mean().item()}
-    log.add(align=aligned.item(), **figures)
-    return total
+        numbers = sorted({picture.number for tokens in drawn for picture in tokens.pictures})
+        with activations():
+            latents = encode(self.module, self.pool, numbers)
+            ids = torch.full((len(numbers), 1), self.encoder.image)
+            said = self.aligner.losses(latents, numbers, ids)
+            aligned = torch.stack([*said.values()]).sum()
+            parts = [
+                token_losses(self.module, batch, latents[places(numbers, batch)])
+                for batch in by_length(drawn, self.encoder.image)
+            ]
+        losses, right, kinds = (torch.cat(part) for part in zip(*parts, strict=True))
+        total, figures = ALIGNMENT_WEIGHT * aligned, {"align": aligned.item()}
+        for index, kind in enumerate(KINDS):
+            own = kinds == index
+            total = total + losses[own].mean() * KIND_WEIGHTS.get(kind, 1.0)
+            figures |= {kind: losses[own].mean().item(), f"{kind}_right": right[own].mean().item()}
+        return total, figures
+
+    def evaluate(self) -> dict[str, float]:
+        return evaluate(self.module, self.encoder, self.tests, self.sprites)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """A part of what it began with is kept."""
+        for name, parameter in trained(self.module).items():
+            parameter.lerp_(self.start[name], KEPT_OF_START)
 
 
 def by_length(drawn: Sequence[Tokens], image_token_id: int) -> list[PictureBatch]:

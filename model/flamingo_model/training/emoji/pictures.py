@@ -27,6 +27,7 @@ from .world import (
     Pixels,
     Scene,
     Sprites,
+    empty_scene,
     random_film,
     random_pair,
     random_scene,
@@ -47,9 +48,10 @@ class Sizes:
     counted: int = 9000
     pairs: int = 16000
     films: int = 6000
+    empty: int = 800
 
 
-TEST_SIZES = Sizes(views_of_known=6, views_of_others=6, counted=800, pairs=600, films=300)
+TEST_SIZES = Sizes(views_of_known=6, views_of_others=6, counted=800, pairs=600, films=300, empty=60)
 
 
 @dataclass(frozen=True)
@@ -138,16 +140,18 @@ class PoolBuilder:
             *(random_scene(chosen(), rng, count, recolour=0.1) for count in counts),
             *(random_pair(chosen(), chosen(), rng) for _ in range(sizes.pairs)),
             *(random_film(chosen(), rng, int(rng.choice(NUM_FRAMES))) for _ in range(sizes.films)),
+            *(empty_scene(rng) for _ in range(sizes.empty)),
         ]
 
 
 def describe(scene: Scene | Film, sprites: Sprites) -> Shown:
     if isinstance(scene, Film):
         return replace(describe(scene.scene, sprites), motion=MOTIONS[scene.motion])
-    shown = (scene.sprite,) if scene.second is None else (scene.sprite, scene.second)
+    shown = [sprite for sprite in scene.classes() if sprite >= 0]
     named = all(sprites.nameable(sprite) for sprite in shown)
     names = tuple(sprites.names[sprite] for sprite in shown) if named else ()
-    return Shown(names, COLOUR_NAMES[scene.background], COUNTS[scene.count - 1], scene.layout)
+    count = COUNTS[scene.count - 1] if scene.count else None
+    return Shown(names, COLOUR_NAMES[scene.background], count, scene.layout)
 
 
 class PoolGallery:
@@ -165,12 +169,13 @@ class PoolGallery:
         self.drawings = [sprite for sprite in shared if sprite >= len(sprites.names)]
         self.singles = [n for n in single if pool.shown[n].names]
         drawn = {n for n in single if sprite_of[n] >= len(sprites.names)}
-        self.counts = defaultdict(list)
+        self.counts: dict[str | None, list[int]] = defaultdict(list)
         for number in pool.numbers(lambda s: not s.is_pair and not s.motion and bool(s.names)):
             if number not in drawn:
                 self.counts[pool.shown[number].count].append(number)
         self.pairs = pool.numbers(lambda s: s.is_pair and bool(s.names))
         self.films = pool.numbers(lambda s: s.motion is not None)
+        self.empties = pool.numbers(lambda s: s.count is None)
         self.names = sorted({name for n in self.singles for name in pool.shown[n].names})
         self.same: dict[str, list[int]] = defaultdict(list)
         for number, shown in enumerate(pool.shown):
@@ -200,6 +205,9 @@ class PoolGallery:
 
     def film(self) -> Shown:
         return self.take(self.films)
+
+    def empty(self) -> Shown:
+        return self.take(self.empties)
 
     def name(self) -> str:
         return self.names[self.rng.integers(len(self.names))]

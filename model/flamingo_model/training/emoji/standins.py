@@ -97,11 +97,11 @@ class TextGallery:
     def pick(self, words: Sequence[str]) -> str:
         return words[int(self.rng.integers(len(words)))]
 
-    def shown(self, *names: str, **facts: str) -> Shown:
+    def shown(self, *names: str, **facts: str | None) -> Shown:
         views = [self.view(self.code_of[name], self.rng.uniform(0.1, 0.8)) for name in names]
         return self.seen(names, views, **facts)
 
-    def seen(self, names: tuple[str, ...], views: list[Code], **facts: str) -> Shown:
+    def seen(self, names: tuple[str, ...], views: list[Code], **facts: str | None) -> Shown:
         code = np.zeros((NUM_PLACES, CODE_DIM), np.float32)
         code[: len(views)] = views
         background = facts.pop("background", None) or self.pick(COLOUR_NAMES)
@@ -144,11 +144,14 @@ class TextGallery:
     def film(self) -> Shown:
         return self.shown(self.name(), motion=self.pick(MOTIONS))
 
+    def empty(self) -> Shown:
+        return self.shown(count=None)
+
     def like(self, shown: Shown) -> Shown:
         """The same names or background, or both."""
         drawn = self.pair() if shown.is_pair else self.film() if shown.motion else self.counted()
         keeps = self.rng.integers(3)
-        names = shown.names if keeps != 1 else drawn.names
+        names = shown.names if keeps != 1 and shown.names else drawn.names
         background = shown.background if keeps != 0 else drawn.background
         facts = {"count": drawn.count, "layout": drawn.layout, "motion": drawn.motion}
         told = {fact: value for fact, value in facts.items() if value is not None}
@@ -159,13 +162,12 @@ def unit(x: NDArray[np.floating]) -> Code:
     return np.asarray(x / np.linalg.norm(x), dtype=np.float32)
 
 
-def blurred(vectors: Tensor, generator: torch.Generator) -> Tensor:
+def blurred(vectors: Tensor) -> Tensor:
     """With noise of any strength, and a part of another picture's vector: pictures are read so."""
-    strength = torch.rand(len(vectors), 1, generator=generator) * 0.5
-    noise = torch.randn(vectors.shape, generator=generator)
-    other = vectors[torch.randperm(len(vectors), generator=generator)]
-    mixed = torch.lerp(vectors, other, torch.rand(len(vectors), 1, generator=generator) * 0.15)
-    return mixed + noise * strength
+    strength = torch.rand(len(vectors), 1) * 0.5
+    other = vectors[torch.randperm(len(vectors))]
+    mixed = torch.lerp(vectors, other, torch.rand(len(vectors), 1) * 0.15)
+    return mixed + torch.randn_like(vectors) * strength
 
 
 def stand_in_tensors(pictures: Sequence[Shown]) -> tuple[Tensor, Tensor]:

@@ -39,14 +39,15 @@ RELATIONS = {"left_right": "left of", "above_below": "above"}
 
 @dataclass(frozen=True)
 class Shown:
-    """What can be said of a picture or film. `names` is empty for what has no good name.
+    """What can be said of a picture or film. `names` is empty for what has no good name, `count`
+    None where nothing is there.
 
     `number` is its place in a pool of pictures; `code` stands for its looks where there is none.
     """
 
     names: tuple[str, ...]
     background: str
-    count: str = "one"
+    count: str | None = "one"
     layout: str = "single"
     motion: str | None = None
     number: int = -1
@@ -68,6 +69,7 @@ class Gallery(Protocol):
     def counted(self) -> Shown: ...
     def pair(self) -> Shown: ...
     def film(self) -> Shown: ...
+    def empty(self) -> Shown: ...
     def name(self) -> str:
         """The name of anything, for questions whose answer is no."""
         ...
@@ -85,7 +87,9 @@ def plural(name: str) -> str:
 def caption(shown: Shown) -> str:
     """ "two foxes on a blue background."; what has no good name is a thing."""
     names = shown.names or ("thing",)
-    if len(names) == 2:
+    if shown.count is None:
+        said = "nothing"
+    elif len(names) == 2:
         said = f"{names[0]} {RELATIONS[shown.layout]} {names[1]}"
     else:
         said = f"{shown.count} {names[0] if shown.count == 'one' else plural(names[0])}"
@@ -108,7 +112,9 @@ def yes_no_question(shown: Shown, asked: str) -> tuple[str, str]:
 
 
 def hidden_answer(shown: Shown, task: str) -> str:
-    return {"colour": shown.background, "count": shown.count, "name": shown.names[0]}[task]
+    if task == "colour":
+        return shown.background
+    return shown.names[0] if task == "name" else str(shown.count)
 
 
 def in_context_weights(labels: Sequence[int]) -> list[float]:
@@ -200,6 +206,13 @@ class Tasks:
                   for _ in range(num - 1)]  # fmt: skip
         return [*before, last]
 
+    def picture(self, pair: float, empty: float, other: Callable[[], Shown] | None = None) -> Shown:
+        """Of two things with this chance, of nothing with that, or else one or several alike."""
+        draw = self.rng.random()
+        if draw < pair:
+            return self.gallery.pair()
+        return self.gallery.empty() if draw < pair + empty else (other or self.gallery.counted)()
+
     def name(self, shown: Shown | None = None) -> Example:
         shown = shown or self.gallery.single()
         prompt, answer = BINDING_TEMPLATES[self.rng.choice([0, 3, 3, 4])]
@@ -207,17 +220,17 @@ class Tasks:
 
     def caption(self, shown: Shown | None = None) -> Example:
         if shown is None:
-            is_pair = self.rng.random() < 0.6
-            shown = self.gallery.pair() if is_pair else self.gallery.counted()
+            shown = self.picture(pair=0.6, empty=0.03)
         return Example(HIDDEN_PROMPT, f" {caption(shown)}", shown)
 
     def colour(self, shown: Shown | None = None) -> Example:
         if shown is None:
-            shown = self.gallery.pair() if self.rng.random() < 0.4 else self.gallery.counted()
+            shown = self.picture(pair=0.5, empty=0.12)
         return Example(self.pick(COLOUR_QUESTIONS), f" {shown.background}", shown)
 
     def count(self, shown: Shown | None = None) -> Example:
-        shown = shown if shown is not None and not shown.is_pair else self.gallery.counted()
+        is_countable = shown is not None and not shown.is_pair and shown.count is not None
+        shown = shown if shown is not None and is_countable else self.gallery.counted()
         return Example(self.pick(COUNT_QUESTIONS), f" {shown.count}", shown)
 
     def what(self, shown: Shown | None = None) -> Example:
@@ -230,8 +243,8 @@ class Tasks:
 
     def yes_no(self, shown: Shown | None = None) -> Example:
         if shown is None:
-            shown = self.gallery.pair() if self.rng.random() < 0.5 else self.gallery.single()
-        is_there = self.rng.random() < 0.5
+            shown = self.picture(pair=0.5, empty=0.03, other=self.gallery.single)
+        is_there = bool(shown.names) and self.rng.random() < 0.5
         return Example(
             *yes_no_question(shown, self.pick(shown.names) if is_there else self.gallery.name()),
             shown,

@@ -126,7 +126,8 @@ class Scene:
     """What a picture shows: `count` copies of one sprite, or a pair of two, on a named background.
 
     A sprite past the last emoji is a drawing, which brings its own paper. `layout` tells how the
-    pair lies; `sprite` is then the left or upper one, `second` the other.
+    pair lies; `sprite` is then the left or upper one, `second` the other. With a count of 0 nothing
+    is there but the background.
     """
 
     sprite: int
@@ -136,6 +137,11 @@ class Scene:
     recolour: float | None = None  # hue in [0, 1): the sprite's shape in another colour
     second: int | None = None
     layout: str = "single"
+
+    def classes(self) -> tuple[int, int]:
+        """Who is there first and second, -1 for nobody."""
+        first = self.sprite if self.count else -1
+        return first, -1 if self.second is None else self.second
 
 
 @dataclass(frozen=True)
@@ -162,6 +168,10 @@ def random_scene(
 def random_pair(first: int, second: int, rng: np.random.Generator) -> Scene:
     layout = LAYOUTS[1 + int(rng.integers(2))]
     return replace(random_scene(first, rng), second=second, layout=layout)
+
+
+def empty_scene(rng: np.random.Generator) -> Scene:
+    return random_scene(0, rng, count=0)
 
 
 def random_film(sprite: int, rng: np.random.Generator, num_frames: int) -> Film:
