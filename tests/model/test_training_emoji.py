@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -15,7 +16,9 @@ from PIL import Image
 
 from flamingo_model.decoder import Decoder
 from flamingo_model.flamingo import Flamingo
-from flamingo_model.training.emoji import contrastive, drawings, language, multimodal, tasks
+from flamingo_model.training.config import TrainConfig
+from flamingo_model.training.emoji import contrastive, curves, drawings, language, multimodal, tasks
+from flamingo_model.training.emoji.__main__ import ALIGNMENT, Run
 from flamingo_model.training.emoji.alignment import Said, alignment_losses, told
 from flamingo_model.training.emoji.documents import (
     Encoder,
@@ -24,7 +27,8 @@ from flamingo_model.training.emoji.documents import (
     made_up_words,
 )
 from flamingo_model.training.emoji.exam import make_exam
-from flamingo_model.training.emoji.pictures import Pool, PoolBuilder, PoolGallery, Sizes
+from flamingo_model.training.emoji.pictures import Pool, PoolBuilder, PoolGallery, Sizes, describe
+from flamingo_model.training.emoji.seeded import SeededStage
 from flamingo_model.training.emoji.standins import (
     CODE_DIM,
     FACTS,
@@ -39,6 +43,7 @@ from flamingo_model.training.emoji.world import (
     Film,
     Scene,
     Sprites,
+    empty_scene,
     random_pair,
     random_scene,
     render_film,
@@ -49,7 +54,8 @@ from tiny import tiny_config, tiny_tokenizer
 LINES = ["fox: a wild animal.", "moon: what shines at night.", "cake: sweet and baked."] * 20
 NAMES = ("fox", "moon", "cake", "drum", "bell", "axe")
 CONFIG = replace(tiny_config(), vision=replace(tiny_config().vision, image_size=64))
-SIZES = Sizes(3, 2, 0, counted=24, pairs=12, films=6)
+SIZES = Sizes(3, 2, 0, counted=24, pairs=12, films=6, empty=4)
+QUICK = TrainConfig(steps=4, rate=1e-3, evaluate_every=4)
 
 
 def sprites(num: int = 150) -> Sprites:
@@ -265,7 +271,13 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(multimodal, "PICTURES_PER_STEP", 8)
     monkeypatch.setattr(multimodal, "FILMS_PER_STEP", 2)
     monkeypatch.setattr(language, "ROWS_PER_STEP", 2)
-    for name, num in (("EMOJI_VIEWS", 8), ("DRAWING_VIEWS", 4), ("PAIRS", 4), ("COUNTED", 4)):
+    for name, num in (
+        ("EMOJI_VIEWS", 8),
+        ("DRAWING_VIEWS", 4),
+        ("PAIRS", 4),
+        ("COUNTED", 4),
+        ("EMPTY", 2),
+    ):
         monkeypatch.setattr(contrastive, name, num)
 
 
@@ -279,17 +291,21 @@ def make_aligner(model: Flamingo) -> multimodal.Aligner:
     return multimodal.Aligner(model, StandIns(CONFIG.decoder.dim), codes, make_pool(model))
 
 
-def train(run: Path, encoder: Encoder) -> Flamingo:
-    run.mkdir(exist_ok=True)
+def joining_stages(model: Flamingo, encoder: Encoder) -> dict[str, SeededStage]:
+    aligner = make_aligner(model)
+    tests = {"known": aligner.pool}
+    return {
+        "alignment": multimodal.AlignmentStage(model, aligner, encoder, seed=0),
+        "documents": multimodal.DocumentStage(model, aligner, encoder, tests, sprites(40), seed=0),
+    }
+
+
+def train(folder: Path, encoder: Encoder) -> Flamingo:
     torch.manual_seed(0)
     model = Flamingo(CONFIG)
-    aligner = make_aligner(model)
     multimodal.initialise(model)
-    multimodal.align(model, aligner, encoder, run, seed=0, num_steps=2)
-    tests = {"known": aligner.pool}
-    multimodal.train_on_documents(
-        model, aligner, encoder, tests, sprites(40), run, seed=0, num_steps=2
-    )
+    for name, stage in joining_stages(model, encoder).items():
+        Run(folder, seed=0).train(name, QUICK, lambda stage=stage: stage)  # type: ignore[misc]
     return model
 
 
@@ -310,17 +326,125 @@ def test_the_same_seed_trains_the_same_weights(
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-def test_alignment_brings_the_first_block_nearer_to_the_stand_ins(
-    small_steps: None, tmp_path: Path, encoder: Encoder
-) -> None:
+def vision_stage(encoder: Encoder) -> SeededStage:
     torch.manual_seed(0)
     model = Flamingo(CONFIG)
     multimodal.initialise(model)
-    aligner = make_aligner(model)
-    multimodal.align(model, aligner, encoder, tmp_path, seed=0, num_steps=100, rate=1e-2)
-    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    heads = contrastive.ContrastiveHeads(CONFIG.vision.dim, sprites())
+    return contrastive.VisionStage(model, heads, StandIns(CONFIG.decoder.dim), sprites(), seed=0)
+
+
+def language_stage(encoder: Encoder) -> SeededStage:
+    torch.manual_seed(0)
+    # What the seeded circuits take:
+    decoder = Decoder(replace(CONFIG.decoder, num_heads=4, head_dim=8, num_layers=3))
+    stand_ins, gallery = StandIns(CONFIG.decoder.dim), text_gallery()
+    language.initialise(decoder)
+    language.tell_codes(decoder, stand_ins, encoder, gallery.code_of)
+    return language.LanguageStage(decoder, stand_ins, encoder, LINES, gallery, seed=0)
+
+
+def joining_stage(name: str) -> Callable[[Encoder], SeededStage]:
+    def build(encoder: Encoder) -> SeededStage:
+        torch.manual_seed(0)
+        model = Flamingo(CONFIG)
+        multimodal.initialise(model)
+        return joining_stages(model, encoder)[name]
+
+    return build
+
+
+STAGES = {
+    "vision": vision_stage,
+    "language": language_stage,
+    "alignment": joining_stage("alignment"),
+    "documents": joining_stage("documents"),
+}
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_that_was_killed_ends_in_the_same_bits(
+    name: str,
+    small_steps: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    encoder: Encoder,
+) -> None:
+    monkeypatch.setattr(contrastive, "ALONE_FOR", 1)
+    config = replace(QUICK, save_every=2)
+    whole, killed = STAGES[name](encoder), STAGES[name](encoder)
+    Run(tmp_path / "whole", seed=0).train(name, config, lambda: whole)
+    losses = killed.losses
+
+    def kill_at_3(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        if step == 3:
+            raise Killed
+        return losses(step)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(killed, "losses", kill_at_3)
+        Run(tmp_path / "killed", seed=0).train(name, config, lambda: killed)
+    again = STAGES[name](encoder)
+    Run(tmp_path / "killed", seed=0).train(name, config, lambda: again)
+    ended, wanted = again.module.state_dict(), whole.module.state_dict()
+    assert all(torch.equal(ended[key], wanted[key]) for key in wanted)
+
+
+def test_a_stage_that_is_done_is_loaded_not_trained(
+    small_steps: None, tmp_path: Path, encoder: Encoder
+) -> None:
+    run, done, again = Run(tmp_path, seed=0), language_stage(encoder), language_stage(encoder)
+    run.train("language", QUICK, lambda: done)
+    log = (tmp_path / "language" / "log.jsonl").read_text()
+    run.train("language", QUICK, lambda: again)
+    assert (tmp_path / "language" / "log.jsonl").read_text() == log
+    ended, wanted = again.module.state_dict(), done.module.state_dict()
+    assert all(torch.equal(ended[key], wanted[key]) for key in wanted)
+
+
+def test_alignment_brings_the_first_block_nearer_to_the_stand_ins(
+    small_steps: None, tmp_path: Path, encoder: Encoder
+) -> None:
+    stage = STAGES["alignment"](encoder)
+    config = replace(ALIGNMENT, steps=100, rate=1e-2)
+    Run(tmp_path, seed=0).train("alignment", config, lambda: stage)
+    log = tmp_path / "alignment" / "log.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
     for fact in ("count", "layout"):
-        assert rows[-1][fact] < 0.7 * rows[0][fact]
+        last, first = (sum(row[fact] for row in part) for part in (rows[-20:], rows[:20]))
+        assert last < 0.7 * first
+
+
+def test_the_log_of_a_run_has_the_means_of_its_stages(tmp_path: Path) -> None:
+    (tmp_path / "vision").mkdir()
+    rows = [{"step": step, "loss": step, "seconds": 2.0 * step} for step in range(1, 31)]
+    rows[9] |= {"held_out": 0.5}
+    told = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "vision" / "log.jsonl").write_text(told)
+    curves.merge_logs(tmp_path)
+    merged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert merged == [
+        {"stage": "vision", "step": 20, "loss": 10.5, "seconds": 40.0, "held_out": 0.5},
+        {"stage": "vision", "step": 30, "loss": 25.5, "seconds": 60.0},
+    ]
+
+
+def test_a_picture_of_nothing_is_its_background_and_nobody_is_told_to_be_there() -> None:
+    rng = np.random.default_rng(0)
+    scene = replace(empty_scene(rng), background=4, texture=0)
+    pixels = render_scene(scene, sprites(), rng).astype(int)
+    assert (pixels[..., 2] > pixels[..., 0] + 60).all()  # blue everywhere
+    assert contrastive.said_of([scene]).classes.tolist() == [[-1, -1]]
+    shown = describe(scene, sprites())
+    assert tasks.caption(shown) == "nothing on a blue background."
+    gallery = text_gallery()
+    asked = [Tasks(gallery, gallery.rng).yes_no(gallery.empty()) for _ in range(20)]
+    assert {example.answer for example in asked} == {" no"}
+    assert not np.any(gallery.empty().code)
 
 
 def test_a_pool_batches_films_of_one_length_and_knows_what_is_alike() -> None:
@@ -379,23 +503,6 @@ def test_padding_and_company_change_no_loss(encoder: Encoder) -> None:
         alone = losses([multimodal.PictureBatch.collate([d], encoder.image) for d in documents])
         together = losses([multimodal.PictureBatch.collate(documents, encoder.image)])
     torch.testing.assert_close(together, alone)
-
-
-def test_the_first_two_stages_train_and_log(
-    small_steps: None, tmp_path: Path, encoder: Encoder
-) -> None:
-    model = Flamingo(CONFIG)
-    heads = contrastive.ContrastiveHeads(CONFIG.vision.dim, sprites())
-    stand_ins = StandIns(CONFIG.decoder.dim)
-    multimodal.initialise(model)
-    contrastive.train_vision(model, heads, stand_ins, sprites(), tmp_path, seed=0, num_steps=2)
-    # What the seeded circuits take:
-    decoder = Decoder(replace(CONFIG.decoder, num_heads=4, head_dim=8, num_layers=3))
-    language.train_language(
-        decoder, stand_ins, encoder, LINES, text_gallery(), tmp_path, seed=0, num_steps=20
-    )
-    stages = [line.split('"')[3] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert stages == ["vision", "language"]
 
 
 def test_an_exam_says_of_every_picture_what_it_shows(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from .distributed import full
 class Group:
     """Parameters that learn alike; `decays` says whether weight decay pulls on them.
 
-    `rule` is `adamw` or, for matrices alone, `muon`; `rate` is a factor on the run's rate.
+    `rule` is `adamw` or, for matrices and the weights of convolutions, `muon`; `rate` is a factor
+    on the run's rate.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -34,7 +35,10 @@ def build_optimisers(groups: list[Group], config: TrainConfig) -> list[torch.opt
     for rule in ("adamw", "muon"):
         chosen = [
             {
-                "params": [*group.parameters.values()],
+                "params": [
+                    as_matrix(p) if rule == "muon" and p.ndim > 2 else p
+                    for p in group.parameters.values()
+                ],
                 "weight_decay": config.weight_decay if group.decays else 0.0,
                 "factor": group.rate,
             }
@@ -46,6 +50,23 @@ def build_optimisers(groups: list[Group], config: TrainConfig) -> list[torch.opt
         elif chosen:
             built.append(torch.optim.Muon(chosen, lr=config.rate, adjust_lr_fn="match_rms_adamw"))
     return built
+
+
+def as_matrix(weight: nn.Parameter) -> nn.Parameter:
+    """A convolution's weight with a row for each output: the same storage, to which its gradients
+    go on."""
+    if not weight.is_contiguous():
+        raise ValueError("a convolution's weight must be contiguous to be trained by muon")
+    matrix = nn.Parameter(weight.detach().flatten(1))
+
+    def hand_on(weight: Tensor) -> None:
+        assert weight.grad is not None
+        more = weight.grad.flatten(1)
+        matrix.grad = more if matrix.grad is None else matrix.grad + more
+        weight.grad = None
+
+    weight.register_post_accumulate_grad_hook(hand_on)
+    return matrix
 
 
 def parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:

@@ -40,13 +40,19 @@ from .world import FONT, SCENE_SIZE, Sprites, load_sprites
 VOCAB_SIZE = 4096
 BETAS = (0.9, 0.98)
 VISION = TrainConfig(
-    steps=1800, rate=2e-3, warm_up=100, schedule="cosine", weight_decay=0.05, evaluate_every=300
+    steps=1600,
+    rate=2e-3,
+    warm_up=60,
+    schedule="cosine",
+    weight_decay=0.05,
+    betas=BETAS,
+    evaluate_every=400,
 )
 LANGUAGE = TrainConfig(
     steps=1000, rate=3e-3, warm_up=60, schedule="cosine", weight_decay=0.05, betas=BETAS
 )
 ALIGNMENT = TrainConfig(steps=300, rate=1e-3, warm_up=50, schedule="cosine", betas=BETAS)
-DOCUMENTS = replace(ALIGNMENT, steps=650, rate=6e-4, evaluate_every=200)
+DOCUMENTS = replace(ALIGNMENT, steps=900, rate=6e-4, evaluate_every=200)
 SHIPPED = EMBEDDED.parent  # the codes, the log and the curves, beside the checkpoint
 
 

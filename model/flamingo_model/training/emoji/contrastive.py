@@ -37,7 +37,9 @@ from .world import (
 )
 
 EMOJI_VIEWS, DRAWING_VIEWS, PAIRS, COUNTED, EMPTY = 28, 10, 33, 16, 3  # 128 pictures a step
+ALONE_FOR = 400  # steps of the tower, before what is written of it is of any use to it
 UNNAMED_SHARE = 0.25  # of the emoji in a batch: flags, faces, long names
+TABLES = ("heads.proxies", "heads.mean_proxies", "heads.text.weight")
 PLACES = ("whole", "first", "second")
 
 
@@ -216,9 +218,16 @@ def contrastive_loss(
     }
 
 
+def by_shape(learned: dict[str, nn.Parameter], rate: float) -> list[Group]:
+    """Muon for what has rows and columns, at `rate` times AdamW's for the rest."""
+    shaped = {k: p for k, p in learned.items() if p.ndim > 1}
+    rest = {k: p for k, p in learned.items() if k not in shaped}
+    return [Group(shaped, rule="muon", rate=rate), Group(rest)]
+
+
 class VisionStage(SeededStage):
     """Trains the tower, and with it, as one more head, resampler and first block, which write what
-    the stand-ins say."""
+    the stand-ins say. Matrices and convolutions by Muon, which needs half of AdamW's steps here."""
 
     def __init__(
         self,
@@ -230,28 +239,25 @@ class VisionStage(SeededStage):
     ) -> None:
         super().__init__(seed)
         self.model, self.heads, self.stand_ins, self.sprites = model, heads, stand_ins, sprites
-        self.tower = model.vision.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        parts = {"vision": self.tower, "heads": heads, "resampler": model.resampler}
+        parts = {"vision": model.vision, "heads": heads, "resampler": model.resampler}
         self.module = nn.ModuleDict({**parts, "first_block": model.blocks()[0]})
         self.world = SceneWorld(sprites, self.rng)
 
     def groups(self) -> list[Group]:
-        tables = ("heads.proxies", "heads.mean_proxies", "heads.text.weight")
-        joins = ("resampler.", "first_block.")
         learned = trained(self.module)
-        return [
-            Group({k: p for k, p in learned.items() if not k.startswith((*tables, *joins))}),
-            Group({k: p for k, p in learned.items() if k in tables}, decays=False, rate=2.0),
-            Group({k: p for k, p in learned.items() if k.startswith(joins)}, rate=0.5),
-        ]
+        tables = {k: p for k, p in learned.items() if k in TABLES}
+        joins = {k: p for k, p in learned.items() if k.startswith(("resampler.", "first_block."))}
+        rest = {k: p for k, p in learned.items() if not {k} & {*tables, *joins}}
+        return [*by_shape(rest, 2.0), *by_shape(joins, 1.0), Group(tables, False, rate=2.0)]
 
-    def losses(self) -> tuple[Tensor, dict[str, float]]:
+    def losses(self, step: int) -> tuple[Tensor, dict[str, float]]:
         scenes = self.world.batch()
         pixels = self.world.render(scenes, self.model.config.vision)
         with activations():
-            tokens = self.tower(pixels.to(memory_format=torch.channels_last))
+            tokens = self.model.vision(pixels.to(memory_format=torch.channels_last))
         losses = contrastive_loss(self.heads, tokens, scenes, self.sprites)
-        losses |= written_losses(self.model, self.stand_ins, self.heads, tokens, said_of(scenes))
+        seen = tokens if step >= ALONE_FOR else tokens.detach()
+        losses |= written_losses(self.model, self.stand_ins, self.heads, seen, said_of(scenes))
         return torch.stack([*losses.values()]).sum(), {k: v.item() for k, v in losses.items()}
 
     def evaluate(self) -> dict[str, float]:

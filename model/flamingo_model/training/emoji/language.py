@@ -35,17 +35,17 @@ from .tasks import Shown, Tasks, episode_labels, in_context_weights
 
 SHARES = {
     "repeat": 0.04,
-    "recall": 0.04,
+    "recall": 0.03,
     "plain": 0.03,
-    "binding": 0.25,
-    "hidden": 0.09,
-    "name": 0.09,
+    "binding": 0.24,
+    "hidden": 0.07,
+    "name": 0.08,
     "caption": 0.13,
     "colour": 0.02,
     "count": 0.02,
     "what": 0.09,
     "where": 0.08,
-    "yes_no": 0.10,
+    "yes_no": 0.15,
     "motion": 0.02,
 }
 KINDS = tuple(SHARES)
@@ -285,7 +285,7 @@ class LanguageStage(SeededStage):
         others = {k: p for k, p in learned.items() if k not in matrices}
         return [Group(matrices, rule="muon"), Group(others, decays=False)]
 
-    def losses(self) -> tuple[Tensor, dict[str, float]]:
+    def losses(self, step: int) -> tuple[Tensor, dict[str, float]]:
         batch, shown = pack(self.documents, ROWS_PER_STEP, ROW_LENGTH, self.encoder.image)
         vectors = blurred(self.stand_ins(*stand_in_tensors(shown)))
         return weighted_loss(self.module, batch, vectors)

@@ -34,15 +34,15 @@ PER_STEP = {
     "hidden": 8,
     "name": 8,
     "caption": 10,
-    "colour": 5,
+    "colour": 6,
     "count": 3,
-    "what": 10,
-    "where": 7,
-    "yes_no": 10,
+    "what": 12,
+    "where": 6,
+    "yes_no": 18,
     "motion": 5,
 }
 KINDS = tuple(PER_STEP)
-KIND_WEIGHTS = {"binding": 2.0, "name": 1.5, "caption": 1.5, "yes_no": 1.5}
+KIND_WEIGHTS = {"binding": 2.0, "name": 1.5, "caption": 1.5, "yes_no": 2.5, "what": 1.5}
 ROWS_AT_ONCE = 8
 PICTURES_PER_STEP, FILMS_PER_STEP = 192, 48  # the films are among them
 ALIGNMENT_WEIGHT = 0.2
@@ -147,7 +147,7 @@ class AlignmentStage(JoiningStage):
         super().__init__(model, aligner, encoder, seed)
         self.films = np.array(self.pool.numbers(lambda shown: shown.motion is not None))
 
-    def losses(self) -> tuple[Tensor, dict[str, float]]:
+    def losses(self, step: int) -> tuple[Tensor, dict[str, float]]:
         rng = self.rng
         pictures = rng.integers(len(self.pool.shown), size=PICTURES_PER_STEP - FILMS_PER_STEP)
         numbers = [*pictures.tolist(), *rng.choice(self.films, FILMS_PER_STEP).tolist()]
@@ -176,7 +176,7 @@ class DocumentStage(JoiningStage):
         self.tasks = Tasks(PoolGallery(self.pool, sprites, self.rng), self.rng)
         self.start = {k: p.detach().clone() for k, p in trained(model).items()}
 
-    def losses(self) -> tuple[Tensor, dict[str, float]]:
+    def losses(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """The mean of the kinds' losses, and a little of the alignment of the pictures shown."""
         drawn = [
             self.encoder.examples(self.tasks.kinds[kind](), kind)

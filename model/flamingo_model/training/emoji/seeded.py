@@ -23,11 +23,11 @@ class SeededStage(ABC):
 
     def terms(self, step: int) -> Iterator[Term]:
         self.rng.bit_generator.state = np.random.default_rng((self.seed, step)).bit_generator.state
-        loss, figures = self.losses()
+        loss, figures = self.losses(step)
         yield Term(loss, {"loss": loss.item(), **figures})
 
     @abstractmethod
-    def losses(self) -> tuple[Tensor, dict[str, float]]:
+    def losses(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """A step's loss, and what is logged of it."""
 
     @abstractmethod

@@ -59,8 +59,9 @@ class StandIns(nn.Module):
         return torch.where(facts < 0, 0, facts + sizes + 1)
 
     def read_code(self, vectors: Tensor, place: int) -> Tensor:
-        """[..., dim] → [..., CODE_DIM] of length 1"""
-        return F.normalize((vectors @ self.place(place).T).float(), dim=-1)
+        """[..., dim] → [..., CODE_DIM] of length 1; what says next to nothing stays short, or its
+        gradient would drown all others."""
+        return F.normalize((vectors @ self.place(place).T).float(), dim=-1, eps=1.0)
 
     def read_facts(self, vectors: Tensor) -> dict[str, Tensor]:
         """Logits [..., values] of each fact."""
@@ -103,7 +104,8 @@ class TextGallery:
 
     def seen(self, names: tuple[str, ...], views: list[Code], **facts: str | None) -> Shown:
         code = np.zeros((NUM_PLACES, CODE_DIM), np.float32)
-        code[: len(views)] = views
+        for place, view in enumerate(views):
+            code[place] = view
         background = facts.pop("background", None) or self.pick(COLOUR_NAMES)
         return Shown(names, background, code=code, **facts)  # type: ignore[arg-type]
 

@@ -199,7 +199,7 @@ class Tasks:
 
     def several(self, draw: Callable[[Shown | None], Example]) -> list[Example]:
         """One to four examples; half of the time a few of them are like the last."""
-        num = int(self.rng.choice([1, 2, 3, 5], p=[0.5, 0.2, 0.15, 0.15]))
+        num = int(self.rng.choice([1, 2, 3, 5], p=[0.45, 0.15, 0.15, 0.25]))
         last = draw(None)
         are_alike = self.rng.random() < 0.5
         before = [draw(self.gallery.like(last.picture) if are_alike else None)
