@@ -59,6 +59,31 @@ def test_a_group_may_learn_by_muon_at_a_rate_of_its_own() -> None:
     assert found == {"AdamW": 0.1, "Muon": 0.05}
 
 
+def test_a_convolution_learns_by_muon_as_its_rows_would() -> None:
+    torch.manual_seed(0)
+    kernel = nn.Parameter(torch.randn(4, 3, 2, 2))
+    matrix = nn.Parameter(kernel.detach().flatten(1).clone())
+    settings = TrainConfig(steps=4, rate=0.1)
+    (one,), (other,) = (build_optimisers([Group({"w": p}, rule="muon")], settings)
+                        for p in (kernel, matrix))  # fmt: skip
+    for _ in range(3):
+        towards = torch.randn(2, 4, 12)
+        for part in towards:  # two terms of a loss, one after the other
+            (kernel.flatten(1) * part).sum().backward()
+            (matrix * part).sum().backward()
+        for optimiser in (one, other):
+            optimiser.step()
+            optimiser.zero_grad()
+        assert torch.equal(kernel.flatten(1), matrix)
+    assert kernel.grad is None
+
+
+def test_a_convolution_whose_rows_are_apart_is_refused_by_muon() -> None:
+    kernel = nn.Parameter(torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last))
+    with pytest.raises(ValueError, match="contiguous"):
+        build_optimisers([Group({"w": kernel}, rule="muon")], TrainConfig(steps=1))
+
+
 def test_an_unknown_rule_is_refused() -> None:
     with pytest.raises(ValueError, match="known: adamw, muon"):
         build_optimisers([Group({}, rule="sgd")], TrainConfig(steps=1))

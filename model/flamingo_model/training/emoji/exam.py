@@ -95,7 +95,7 @@ class Exam:
         if shown.motion:
             return [("motion", MOTION_QUESTION, shown.motion)]
         asked = [("colour", COLOUR_QUESTIONS[0], shown.background)]
-        if not shown.is_pair:
+        if shown.count is not None and not shown.is_pair:
             asked += [("count", COUNT_QUESTIONS[0], shown.count)]
         if not is_known:
             return asked
