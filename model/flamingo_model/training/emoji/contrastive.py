@@ -22,7 +22,7 @@ from ..stages.contrastive import two_term_loss
 from .alignment import Said, alignment_losses, written
 from .colours import COLOUR_NAMES
 from .precision import activations
-from .seeded import SeededStage
+from .seeded import SeededStage, by_shape
 from .standins import CODE_DIM, CODE_SCALE, StandIns
 from .world import (
     COUNTS,
@@ -218,13 +218,6 @@ def contrastive_loss(
     }
 
 
-def by_shape(learned: dict[str, nn.Parameter], rate: float) -> list[Group]:
-    """Muon for what has rows and columns, at `rate` times AdamW's for the rest."""
-    shaped = {k: p for k, p in learned.items() if p.ndim > 1}
-    rest = {k: p for k, p in learned.items() if k not in shaped}
-    return [Group(shaped, rule="muon", rate=rate), Group(rest)]
-
-
 class VisionStage(SeededStage):
     """Trains the tower, and with it, as one more head, resampler and first block, which write what
     the stand-ins say. Matrices and convolutions by Muon, which needs half of AdamW's steps here."""
@@ -248,7 +241,7 @@ class VisionStage(SeededStage):
         tables = {k: p for k, p in learned.items() if k in TABLES}
         joins = {k: p for k, p in learned.items() if k.startswith(("resampler.", "first_block."))}
         rest = {k: p for k, p in learned.items() if not {k} & {*tables, *joins}}
-        return [*by_shape(rest, 2.0), *by_shape(joins, 1.0), Group(tables, False, rate=2.0)]
+        return [*by_shape(rest, rate=2.0), *by_shape(joins), Group(tables, False, rate=2.0)]
 
     def losses(self, step: int) -> tuple[Tensor, dict[str, float]]:
         scenes = self.world.batch()

@@ -19,12 +19,12 @@ from ...attention import DenseCrossAttention, DenseSelfAttention
 from ...cross_attention import media_mask, visible_media
 from ...flamingo import Flamingo
 from ...positions import reach
-from ..optimise import Group, split_decay, trained
+from ..optimise import Group, trained
 from .alignment import alignment_losses, written
 from .documents import Encoder, Example, Tokens
 from .pictures import Pool, PoolGallery
 from .precision import activations
-from .seeded import SeededStage
+from .seeded import SeededStage, by_shape
 from .standins import StandIns
 from .tasks import HIDDEN_TASKS, Tasks
 from .world import Sprites
@@ -136,7 +136,10 @@ class JoiningStage(SeededStage):
         self.aligner, self.pool, self.encoder = aligner, aligner.pool, encoder
 
     def groups(self) -> list[Group]:
-        return split_decay(trained(self.module), ("resampler.",))
+        learned = trained(self.module)
+        resampler = {k: p for k, p in learned.items() if k.startswith("resampler.")}
+        rest = {k: p for k, p in learned.items() if k not in resampler}
+        return [*by_shape(resampler, decays=False), *by_shape(rest)]
 
 
 class AlignmentStage(JoiningStage):

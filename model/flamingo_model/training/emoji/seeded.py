@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from torch import Tensor, nn
 
 from ..loop import Term
 from ..optimise import Group
+
+
+def by_shape(
+    learned: Mapping[str, nn.Parameter], decays: bool = True, rate: float = 1.0
+) -> list[Group]:
+    """Muon for what has rows and columns, at `rate` times AdamW's for the rest."""
+    shaped = {k: p for k, p in learned.items() if p.ndim > 1}
+    rest = {k: p for k, p in learned.items() if k not in shaped}
+    return [Group(shaped, decays, rule="muon", rate=rate), Group(rest, decays)]
 
 
 class SeededStage(ABC):
