@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,12 +19,13 @@ from flamingo_model.adapted import (
     logits_side_by_side,
 )
 from flamingo_model.adapters import AdapterError, Update, fuse
+from flamingo_model.checkpoints.native import load_native, save_native
 from flamingo_model.checkpoints.writing import StateDict
 from flamingo_model.flamingo import Flamingo
 from flamingo_model.packing import always_one_kernel, pack_model
 from flamingo_model.paged_attention import CachedCrossAttention, CachedSelfAttention
 from forward import Cached, document, flat_batch, pictures
-from tiny import tiny_model
+from tiny import tiny_model, tiny_tokenizer
 from tiny_engines import KINDS, config
 
 IDS = [2, 70, 80, 1, 2, 90, 100, 110]
@@ -169,6 +171,42 @@ def test_an_adapters_parts_are_packed_as_a_fused_models_are(kernels: str) -> Non
     mixed = side_by_side(base, [view, None, view], "tiny")
     for one, model in zip(mixed, (expected, base, expected), strict=True):
         assert torch.allclose(one, answers(model, "tiny"), atol=1e-3)
+
+
+def quantised(model: Flamingo, folder: Path, kind: str) -> Flamingo:
+    pytest.importorskip("bitsandbytes")
+    save_native(model, tiny_tokenizer(), folder, torch.float32)
+    return load_native(folder, quantize=kind)[0]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_an_adapter_on_a_quantised_base_answers_as_the_fused_model_quantised(
+    kind: str, tmp_path: Path
+) -> None:
+    tensors = changes(tiny_model(), "everything", (), 1)
+    base = quantised(tiny_model(), tmp_path / "base", kind)
+    expected = quantised(fused("tiny", tensors), tmp_path / "fused", kind)
+    view = adapt(base, StateDict(tiny_model()), adapter(tiny_model(), tensors), None)
+    truths = answers(expected, "tiny"), answers(base, "tiny")
+    assert torch.equal(answers(view.model, "tiny"), truths[0])
+    for one, truth in zip(side_by_side(base, [view, None], "tiny"), truths, strict=True):
+        assert torch.allclose(one, truth, atol=1e-3)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_updates_beside_quantised_weights_are_nearer_to_the_truth_than_fused_ones(
+    kind: str, tmp_path: Path
+) -> None:
+    tensors = low_rank(tiny_model(), 1)
+    whole = fused("tiny", tensors)
+    truth = answers(whole, "tiny")
+    base = quantised(tiny_model(), tmp_path / "base", kind)
+    rounded = answers(quantised(whole, tmp_path / "fused", kind), "tiny")
+    view = adapt(base, StateDict(tiny_model()), adapter(tiny_model(), tensors), None)
+    error = (answers(view.model, "tiny") - truth).norm()
+    assert 0 < error < 1.2 * (rounded - truth).norm()
 
 
 @torch.inference_mode()
