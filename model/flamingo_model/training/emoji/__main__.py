@@ -52,7 +52,7 @@ LANGUAGE = TrainConfig(
     steps=1000, rate=3e-3, warm_up=60, schedule="cosine", weight_decay=0.05, betas=BETAS
 )
 ALIGNMENT = TrainConfig(steps=300, rate=1.5e-3, warm_up=50, schedule="cosine", betas=BETAS)
-DOCUMENTS = replace(ALIGNMENT, steps=600, rate=1.2e-3, evaluate_every=200)
+DOCUMENTS = replace(ALIGNMENT, steps=500, rate=1.2e-3, evaluate_every=200)
 SHIPPED = EMBEDDED.parent  # the codes, the log and the curves, beside the checkpoint
 
 

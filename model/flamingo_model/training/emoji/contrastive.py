@@ -193,6 +193,7 @@ def contrastive_loss(
         [caption_words(s, sprites) for s in scenes if s.sprite < len(sprites.names)]
     )
     means = F.log_softmax(heads.mean_logits(tokens), dim=1)
+    both = (first, torch.where(pair, second, first))
 
     def told(logits: Tensor, targets: list[int], where: Tensor) -> Tensor:
         return F.cross_entropy(logits.float()[where], torch.tensor(targets)[where])
@@ -207,11 +208,7 @@ def contrastive_loss(
         ),
         "classes": classes(0, first, single),
         "pairs": (classes(1, first, pair) + classes(2, second, pair)) / 2,
-        "means": (
-            F.nll_loss(means, first, ignore_index=-1)
-            + F.nll_loss(means, torch.where(pair, second, first), ignore_index=-1)
-        )
-        / 2,
+        "means": torch.stack([F.nll_loss(means, who, ignore_index=-1) for who in both]).mean(),
         "background": told(background, [s.background for s in scenes], emoji),
         "count": told(count, [s.count - 1 for s in scenes], emoji & single),
         "layout": told(layout, [LAYOUTS.index(s.layout) for s in scenes], emoji),
@@ -240,7 +237,7 @@ class VisionStage(SeededStage):
         learned = trained(self.module)
         tables = {k: p for k, p in learned.items() if k in TABLES}
         joins = {k: p for k, p in learned.items() if k.startswith(("resampler.", "first_block."))}
-        rest = {k: p for k, p in learned.items() if not {k} & {*tables, *joins}}
+        rest = {k: p for k, p in learned.items() if k not in tables and k not in joins}
         return [*by_shape(rest, rate=2.0), *by_shape(joins), Group(tables, False, rate=2.0)]
 
     def losses(self, step: int) -> tuple[Tensor, dict[str, float]]:
