@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,163 +15,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clients.eval_files import MAKERS, coco, hateful_memes, imagenet, nextqa, shown, vqav2
 from flamingo_client import AsyncFlamingoClient
 from flamingo_eval.asking import Asker, Style
 from flamingo_eval.benchmark import Choice, Row, run_task
-from flamingo_eval.examples import CAPTION, CLASSIFY, MEMES, VQA, Data, Example, Media, Plan
-from flamingo_eval.prompts import candidates, request, trimmed
+from flamingo_eval.examples import CAPTION, Data, Plan
 from flamingo_eval.published import PUBLISHED, SHOTS, figure
 from flamingo_eval.tasks import GROUPS, TASKS, chosen
 from flamingo_eval.tasks import PUBLISHED as PUBLISHED_TASKS
 from flamingo_eval.tasks.base import FewShot, MissingFiles
 from test_rooms import ROOMS
-
-SYNSETS = "n01440764 tench, Tinca tinca\nn01443537 goldfish, Carassius auratus\n"
-MEMES_LINE = {"id": 1, "img": "img/1.png", "label": 1, "text": "its {fun}"}
-
-
-def picture(path: Path, number: int = 0) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (4, 4), (number % 256, number // 256, 7)).save(path)
-    return path
-
-
-def write(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-
-
-def karpathy(folder: Path, name: str, place: str, num: int = 8) -> None:
-    """Half of it is of split train."""
-    rows = []
-    for n in range(num):
-        split = "train" if n % 2 else "test"
-        picture(folder / place.format("train2014" if n % 2 else "val2014") / f"{n}.png", n)
-        said = [{"raw": f" a cat number {n} on a mat {k}. "} for k in range(5)]
-        row = {"filename": f"{n}.png", "split": split, "sentences": said}
-        rows.append(
-            row | ({"filepath": "train2014" if n % 2 else "val2014"} if "{}" in place else {})
-        )
-    write(folder / name, {"images": rows, "dataset": "x"})
-
-
-def coco(data: Path) -> None:
-    karpathy(data / "coco", "dataset_coco.json", "{}")
-
-
-def flickr30k(data: Path) -> None:
-    karpathy(data / "flickr30k", "dataset_flickr30k.json", "flickr30k-images")
-
-
-def asked_and_answered(data: Path, task: str, asked: str, answered: str) -> None:
-    for split in ("train2014", "val2014"):
-        questions, annotations = [], []
-        for n in range(5):
-            picture(data / "coco" / split / f"COCO_{split}_{n:012d}.jpg", n)
-            id = n * 1000 + 1
-            questions.append({"image_id": n, "question": f"What is {n}?", "question_id": id})
-            said = [{"answer": "cat" if k < 7 else "dog", "answer_id": k} for k in range(10)]
-            annotations.append({"question_id": id, "image_id": n, "answers": said})
-        write(data / task / asked.format(split), {"questions": questions[::-1]})
-        write(data / task / answered.format(split), {"annotations": annotations})
-
-
-def vqav2(data: Path) -> None:
-    names = ("v2_OpenEnded_mscoco_{}_questions.json", "v2_mscoco_{}_annotations.json")
-    asked_and_answered(data, "vqav2", *names)
-
-
-def okvqa(data: Path) -> None:
-    asked_and_answered(
-        data, "okvqa", "OpenEnded_mscoco_{}_questions.json", "mscoco_{}_annotations.json"
-    )
-
-
-def vizwiz(data: Path) -> None:
-    for split in ("train", "val"):
-        rows = []
-        for n in range(5):
-            picture(data / "vizwiz" / split / f"VizWiz_{split}_{n:08d}.jpg", n)
-            said = [{"answer": "cat", "answer_confidence": "yes"} for _ in range(10)]
-            file = f"VizWiz_{split}_{n:08d}.jpg"
-            rows.append({"image": file, "question": "What?", "answers": said, "answerable": 1})
-        write(data / "vizwiz" / f"{split}.json", rows)
-
-
-def textvqa(data: Path) -> None:
-    for split in ("train", "val"):
-        rows = []
-        for n in range(5):
-            picture(data / "textvqa" / "train_images" / f"{split}{n}.jpg", n)
-            row = {"question_id": n, "question": "What?", "image_id": f"{split}{n}"}
-            rows.append(row | {"answers": ["cat"] * 10})
-        content = {"dataset_type": split, "data": rows}
-        write(data / "textvqa" / f"TextVQA_0.5.1_{split}.json", content)
-
-
-def hateful_memes(data: Path) -> None:
-    for name in ("train", "dev_seen"):
-        lines = []
-        for n in range(6):
-            picture(data / "hateful_memes" / "img" / f"{name}{n}.png", n)
-            row = {**MEMES_LINE, "id": n, "img": f"img/{name}{n}.png", "label": n % 2}
-            lines.append(json.dumps(row))
-        write(data / "hateful_memes" / f"{name}.jsonl", "\n".join(lines) + "\n")
-
-
-def imagenet(data: Path) -> None:
-    write(data / "imagenet" / "LOC_synset_mapping.txt", SYNSETS)
-    for split in ("train", "val"):
-        for wnid in ("n01440764", "n01443537"):
-            for n in range(3):
-                file = picture(data / "imagenet" / split / wnid / f"{wnid}_{n}.png", n)
-                file.rename(file.with_suffix(".JPEG"))
-
-
-def film(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"\0\0\0\x18ftypmp42")
-
-
-def msvdqa(data: Path) -> None:
-    root = data / "msvd_qa"
-    write(root / "youtube_mapping.txt", "".join(f"clip_{n} vid{n}\n" for n in range(5)))
-    for split in ("train", "test"):
-        rows = []
-        for n in range(5):
-            film(root / "videos" / f"clip_{n}.mp4")
-            rows.append({"answer": "cat", "id": n, "question": "what runs?", "video_id": n})
-        write(root / f"{split}_qa.json", rows)
-
-
-def nextqa(data: Path) -> None:
-    root = data / "nextqa"
-    write(root / "map_vid_vidorID.json", {str(n): f"1164/{n}" for n in range(5)})
-    for split in ("train", "test"):
-        lines = io.StringIO()
-        fields = ["video", "frame_count", "question", "answer", "qid", "type"]
-        table = csv.DictWriter(lines, [*fields, "additional_ref_answer"])
-        table.writeheader()
-        for n in range(5):
-            film(root / "videos" / "1164" / f"{n}.mp4")
-            row = {"video": n, "question": "why, though", "answer": "cat", "qid": n, "type": "CW"}
-            table.writerow(row | {"additional_ref_answer": "a kitten" if n else ""})
-        write(root / f"{split}.csv", lines.getvalue())
-
-
-MAKERS = {
-    "coco": coco,
-    "flickr30k": flickr30k,
-    "vqav2": vqav2,
-    "okvqa": okvqa,
-    "vizwiz": vizwiz,
-    "textvqa": textvqa,
-    "hateful_memes": hateful_memes,
-    "imagenet": imagenet,
-    "msvdqa": msvdqa,
-    "nextqa": nextqa,
-}
-
 
 FAMILY = Style()
 
@@ -371,82 +223,6 @@ def test_a_pool_bounds_what_shots_are_drawn_from(tmp_path: Path) -> None:
     shown = {shot["caption"] for body in server.bodies for shot in body["examples"]}
     assert len(shown) <= 3
     assert run("coco", tmp_path, server, shots=(4,)) == []  # no query has four others
-
-
-MEDIA = Media("a", lambda: picture_bytes())
-SHOT = Example(MEDIA, "two", ("two",), {"question": "How many?"})
-QUERY = Example(MEDIA, "one", ("one",), {"question": "What?"})
-
-
-def picture_bytes() -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (2, 2)).save(file, "PNG")
-    return file.getvalue()
-
-
-def shown(parts: Iterable[Any]) -> str:
-    return "".join(part.get("text", "<image>") for part in parts)
-
-
-@pytest.mark.parametrize(
-    ("wording", "text"),
-    [
-        (
-            "paper",
-            "<image> Question: How many? Answer: two<|endofchunk|><image> Question: What? Answer:",
-        ),
-        (
-            "openflamingo",
-            "<image>Question:How many? Short answer:two<|endofchunk|>\n"
-            "<image>Question:What? Short answer:",
-        ),
-    ],
-)
-def test_published_wordings_are_written_out(wording: str, text: str) -> None:
-    question = FewShot(Data([], []), VQA).question(QUERY, (SHOT,))
-    parts = request(question, wording)["prompt"]
-    assert shown(parts) == text
-    special = [part["text"] for part in parts if part.get("special_tokens")]
-    assert special == ["<|endofchunk|>"]
-
-
-def test_published_wordings_write_candidates_and_braces_as_they_are() -> None:
-    meme = Example(MEDIA, "yes", ("yes",), {"text": "its {fun}"})
-    question = FewShot(Data([], [], ("no", "yes")), MEMES).question(meme, (meme,))
-    assert candidates(question, "paper") == [" no", " yes"]
-    assert candidates(question, "openflamingo") == candidates(question, "family") == ["no", "yes"]
-    assert 'written: "its {fun}" on it' in shown(request(question, "paper")["prompt"])
-    named = FewShot(Data([], [], ("a",)), CLASSIFY).question(meme, ())
-    assert shown(request(named, "paper")["prompt"]) == "<image> Output:"
-
-
-def test_the_wordings_are_the_servers_own() -> None:
-    """What the server would write for a family of that wording, task by task."""
-    from flamingo_eval.prompts import WORDINGS
-    from flamingo_model.templates import FAMILIES
-
-    for wording, tasks in WORDINGS.items():
-        for task, (before, blank, after) in tasks.items():
-            theirs = FAMILIES[wording][task].example
-            field = {"caption": "caption", "vqa": "answer"}.get(task, "label")
-            ours = f"<image>{before}{blank}{{{field}}}<|endofchunk|>{after}"
-            assert theirs == ours
-
-
-@pytest.mark.parametrize(
-    ("task", "answer", "counts"),
-    [
-        ("caption", ' a "red" bus Output: a cat', "a red bus"),
-        ("vqa", " two Question: what", "two"),
-        ("vqa", "yes, it is", "yes"),
-        ("vqa", "a cat Short answer: no", "a cat"),
-        ("{question} {answer}", " dax ", "dax"),
-    ],
-)
-def test_an_answer_ends_where_another_example_would_begin(
-    task: str, answer: str, counts: str
-) -> None:
-    assert trimmed(answer, task) == counts
 
 
 def test_queries_and_shots_repeat_with_the_seed(tmp_path: Path) -> None:
