@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +37,7 @@ def build_optimisers(groups: list[Group], config: TrainConfig) -> list[torch.opt
     for rule in ("adamw", "muon"):
         chosen = [
             {
-                "params": [
-                    as_matrix(p) if rule == "muon" and p.ndim > 2 else p
-                    for p in group.parameters.values()
-                ],
+                "params": [*group.parameters.values()],
                 "weight_decay": config.weight_decay if group.decays else 0.0,
                 "factor": group.rate,
             }
@@ -48,25 +47,37 @@ def build_optimisers(groups: list[Group], config: TrainConfig) -> list[torch.opt
         if chosen and rule == "adamw":
             built.append(torch.optim.AdamW(chosen, lr=config.rate, betas=config.betas, fused=True))
         elif chosen:
-            built.append(torch.optim.Muon(chosen, lr=config.rate, adjust_lr_fn="match_rms_adamw"))
+            built.append(Muon(chosen, lr=config.rate, adjust_lr_fn="match_rms_adamw"))
     return built
 
 
-def as_matrix(weight: nn.Parameter) -> nn.Parameter:
-    """A convolution's weight with a row for each output: the same storage, to which its gradients
-    go on."""
-    if not weight.is_contiguous():
-        raise ValueError("a convolution's weight must be contiguous to be trained by muon")
-    matrix = nn.Parameter(weight.detach().flatten(1))
+class Muon(torch.optim.Muon):
+    """Torch's, of the weights of convolutions too: each output's are a row."""
 
-    def hand_on(weight: Tensor) -> None:
-        assert weight.grad is not None
-        more = weight.grad.flatten(1)
-        matrix.grad = more if matrix.grad is None else matrix.grad + more
-        weight.grad = None
+    def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
+        with as_matrices(p for group in groups for p in group["params"]):
+            super().__init__(groups, **options)
 
-    weight.register_post_accumulate_grad_hook(hand_on)
-    return matrix
+    def step(self, closure: Any = None) -> Any:
+        with as_matrices(parameters(self)):
+            return super().step(closure)
+
+
+@contextmanager
+def as_matrices(weights: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Those of more than two dimensions, and their gradients, have only two for as long."""
+    kept = [(weight, weight.shape, weight.grad) for weight in weights if weight.ndim > 2]
+    for weight, _, gradient in kept:
+        weight.grad = None  # whose shape must be the weight's
+        weight.data = weight.data.flatten(1)
+        weight.grad = None if gradient is None else gradient.flatten(1)
+    try:
+        yield
+    finally:
+        for weight, shape, gradient in kept:
+            weight.grad = None
+            weight.data = weight.data.view(shape)
+            weight.grad = gradient
 
 
 def parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
