@@ -60,7 +60,7 @@ class Muon(torch.optim.Muon):
 
     def step(self, closure: Any = None) -> Any:
         with as_matrices(parameters(self)):
-            return super().step(closure)
+            return super().step(closure)  # type: ignore[no-untyped-call]
 
 
 @contextmanager
