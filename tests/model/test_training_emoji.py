@@ -414,9 +414,9 @@ def test_alignment_brings_the_first_block_nearer_to_the_stand_ins(
     Run(tmp_path, seed=0).train("alignment", config, lambda: stage)
     log = tmp_path / "alignment" / "log.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()]
-    for told in ("who", "motion", "size"):
-        last, first = (sum(row[told] for row in part) for part in (rows[-20:], rows[:20]))
-        assert last < 0.85 * first, told
+    for figure in ("who", "motion", "size"):
+        last, first = (sum(row[figure] for row in part) for part in (rows[-20:], rows[:20]))
+        assert last < 0.85 * first, figure
 
 
 def test_the_log_of_a_run_has_the_means_of_its_stages(tmp_path: Path) -> None:
