@@ -72,8 +72,8 @@ def test_the_readme_example_streams_the_right_word(server: str) -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_a_picture_of_any_size_and_format_is_understood(server: str, kind: str) -> None:
-    file, picture = io.BytesIO(), Image.new("RGB", (480, 480), (45, 90, 210))
-    picture.save(file, kind)
+    file = io.BytesIO()
+    Image.new("RGB", (640, 480), (45, 90, 210)).resize((480, 480)).save(file, kind)
     parts = [image(file.getvalue()), text("Question: What color is the background? Answer:")]
     with FlamingoClient(base_url=server) as client:
         assert client.generate(parts, max_tokens=4).choices[0].text.strip() == "blue"

@@ -27,13 +27,9 @@ def emoji(serve: Serve) -> Iterator[httpx.Client]:
             yield client
 
 
-def pixels() -> np.ndarray:
-    return np.full((64, 64, 3), BLUE, np.uint8)
-
-
 def picture() -> bytes:
     file = io.BytesIO()
-    Image.fromarray(pixels()).save(file, "PNG")
+    Image.new("RGB", (64, 64), BLUE).save(file, "PNG")
     return file.getvalue()
 
 
@@ -42,8 +38,8 @@ def test_a_film_is_one_media_and_is_answered(emoji: httpx.Client) -> None:
     assert answer["usage"]["media"] == 1 and answer["usage"]["completion_tokens"] >= 1
 
 
-def test_a_film_on_blue_is_blue(emoji: httpx.Client) -> None:
-    blue = pixels()
+def test_a_blue_film_is_blue(emoji: httpx.Client) -> None:
+    blue = np.full((64, 64, 3), BLUE, dtype=np.uint8)
     clip = video(film(num_frames=3, rate=1, size=(64, 64), scene=lambda at: blue), max_frames=1)
     for part in (clip, image(picture())):
         answer = ask(emoji, part, QUESTION, max_tokens=4)

@@ -388,6 +388,7 @@ def test_a_stage_that_was_killed_ends_in_the_same_bits(
     with monkeypatch.context() as patched, pytest.raises(Killed):
         patched.setattr(killed, "losses", kill_at_3)
         Run(tmp_path / "killed", seed=0).train(name, config, lambda: killed)
+    assert [p.name for p in (tmp_path / "killed" / name).glob("*.pt")] == ["state-00000002.pt"]
     again = STAGES[name](encoder)
     Run(tmp_path / "killed", seed=0).train(name, config, lambda: again)
     ended, wanted = again.module.state_dict(), whole.module.state_dict()

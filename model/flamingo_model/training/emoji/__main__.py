@@ -38,20 +38,10 @@ from .tasks import Tasks
 from .world import FONT, SCENE_SIZE, Sprites, load_sprites
 
 VOCAB_SIZE = 4096
-BETAS = (0.9, 0.98)
-VISION = TrainConfig(
-    steps=1600,
-    rate=2e-3,
-    warm_up=60,
-    schedule="cosine",
-    weight_decay=0.05,
-    betas=BETAS,
-    evaluate_every=400,
-)
-LANGUAGE = TrainConfig(
-    steps=1000, rate=3e-3, warm_up=60, schedule="cosine", weight_decay=0.05, betas=BETAS
-)
-ALIGNMENT = TrainConfig(steps=300, rate=1.5e-3, warm_up=50, schedule="cosine", betas=BETAS)
+EACH = TrainConfig(steps=1, schedule="cosine", betas=(0.9, 0.98), save_every=100)
+VISION = replace(EACH, steps=1600, rate=2e-3, warm_up=60, weight_decay=0.05, evaluate_every=400)
+LANGUAGE = replace(EACH, steps=1000, rate=3e-3, warm_up=60, weight_decay=0.05)
+ALIGNMENT = replace(EACH, steps=300, rate=1.5e-3, warm_up=50)
 DOCUMENTS = replace(ALIGNMENT, steps=500, rate=1.2e-3, evaluate_every=200)
 SHIPPED = EMBEDDED.parent  # the codes, the log and the curves, beside the checkpoint
 
@@ -92,7 +82,7 @@ class Run:
         """Trains a stage in its folder, or loads what it left there."""
         folder, stage = self.folder / name, build()
         steps = max(1, round(config.steps * self.scale))
-        config = replace(config, steps=steps, seed=self.seed, save_every=100)
+        config = replace(config, steps=steps, seed=self.seed)
         result = folder / "result.safetensors"
         if not result.exists():
             Loop(config, ALONE, Report(folder, name), States(folder, repr(config))).run(stage)
