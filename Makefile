@@ -8,7 +8,9 @@ PEER_PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 PEER_INSTALL := .venv-peers/bin/pip install --quiet --disable-pip-version-check -c tests/bench/peers-constraints.txt
-SOURCES := pyproject.toml clients/pyproject.toml constraints.txt
+NATIVE := model/flamingo_model/native
+SOURCES := pyproject.toml clients/pyproject.toml constraints.txt \
+    hatch_build.py $(NATIVE)/compiling.py $(wildcard $(NATIVE)/*.[ch])
 
 .PHONY: serve test check bench peers clean
 
@@ -45,6 +47,7 @@ peers: .venv-peers/stamp
 .venv/serve.stamp: .venv/pip.stamp $(SOURCES)
 	@echo "installing the server into .venv (once)"
 	$(INSTALL) -e ./clients -e .
+	@test -e $(NATIVE)/kernels.so || echo "without the C kernels: $(BIN)/python $(NATIVE)/compiling.py says why"
 	touch $@
 
 .venv/dev.stamp: .venv/serve.stamp
@@ -53,4 +56,4 @@ peers: .venv-peers/stamp
 	touch $@
 
 clean:
-	rm -rf .venv .venv-peers dist
+	rm -rf .venv .venv-peers dist $(NATIVE)/kernels.so

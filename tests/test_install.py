@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import threading
 import urllib.request
-import venv
-import zipfile
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from importlib.metadata import Distribution, distribution
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
+from flamingo_model.native.compiling import LIBRARY, CannotCompile, find_compiler
 from flamingo_server.cli import build_parser
 from flamingo_server.config import Settings
+from installing import ENVIRONMENT, Environment, build, closure, names_in, run
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = {"clients", "model", "server"}
 EXAM = "clients/flamingo_eval/emoji_world.zip"
 CHECKPOINT = "flamingo_model/training/emoji/checkpoint/"
 MADE = ("log.jsonl", "curves.png", "codes.safetensors")
+NATIVE = "flamingo_model/native/"
 
 
 # The Dockerfile, read
@@ -113,6 +110,18 @@ def test_no_build_tool_and_no_source_reaches_the_server() -> None:
     assert not [text for _, text in everything if "build.txt" in text or "apt-get" in text]
 
 
+def test_the_wheels_alone_are_built_with_a_c_compiler() -> None:
+    with_packages = [name for name, stage in STAGES.items() if "apt-get" in str(stage.steps)]
+    (install,) = [text for text in STAGES["wheels"].all("RUN") if "apt-get" in text]
+    assert with_packages == ["wheels"]
+    assert "--no-install-recommends gcc libc6-dev " in install
+    assert install.endswith("rm -rf /var/lib/apt/lists/*")
+
+
+def test_the_wheels_are_built_by_the_hook_that_compiles() -> None:
+    assert "hatch_build.py" in STAGES["wheels"].copied()
+
+
 def test_the_server_runs_as_a_fixed_user_who_is_not_root() -> None:
     assert SERVER.all("USER") == ["10001:10001"]
     last_run = max(i for i, (word, _) in enumerate(SERVER.steps) if word == "RUN")
@@ -192,88 +201,6 @@ def test_only_the_gpu_profile_builds_for_and_reserves_a_gpu() -> None:
 # The same steps, done
 
 
-def run(*command: str | Path, **options: Any) -> str:
-    done = subprocess.run(
-        list(map(str, command)), env=ENVIRONMENT, capture_output=True, text=True, **options
-    )
-    assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
-ENVIRONMENT = {
-    name: value
-    for name, value in os.environ.items()
-    if not name.startswith(("FLAMINGO_", "PYTHON", "PIP_"))
-}
-
-
-def build_wheel(project: Path, folder: Path) -> Path:
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, project)
-    (wheel,) = folder.iterdir()
-    return wheel
-
-
-def closure(
-    requirements: list[str], found: dict[str, Distribution] | None = None
-) -> list[Distribution]:
-    """The distributions here that these lines need, and all that those need in turn."""
-    found = {} if found is None else found
-    for requirement in map(Requirement, requirements):
-        for extra in {"", *requirement.extras}:
-            key = f"{canonicalize_name(requirement.name)}[{extra}]"
-            if key in found or (requirement.marker and not requirement.marker.evaluate()):
-                continue
-            found[key] = distribution(requirement.name)
-            closure(needs(found[key], extra), found)
-    return list(found.values())
-
-
-def needs(known: Distribution, extra: str) -> list[str]:
-    """Its requirements under one extra, their markers decided."""
-    parsed = [Requirement(line) for line in known.requires or []]
-    chosen = [r for r in parsed if not r.marker or r.marker.evaluate({"extra": extra})]
-    return [str(r).partition(";")[0] for r in chosen]
-
-
-@dataclass(frozen=True)
-class Environment:
-    """A new virtual environment that holds what is lent to it, and nothing else."""
-
-    folder: Path
-
-    @classmethod
-    def make(cls, folder: Path, requirements: list[str]) -> Environment:
-        venv.create(folder, with_pip=False, symlinks=True)
-        new = cls(folder)
-        for known in closure(requirements):
-            new.lend(known)
-        return new
-
-    @property
-    def python(self) -> Path:
-        return self.folder / "bin/python"
-
-    @property
-    def packages(self) -> Path:
-        (folder,) = self.folder.glob("lib/python3*/site-packages")
-        return folder
-
-    def lend(self, known: Distribution) -> None:
-        """Links its top folders and files: no download, and nothing is copied."""
-        assert known.files, f"{known.name} has no list of its files"
-        for top in {path.parts[0] for path in known.files} - {"..", "__pycache__"}:
-            link = self.packages / top
-            if not link.exists():
-                link.symlink_to(Path(str(known.locate_file(top))))
-
-    def pip(self, *arguments: str | Path) -> None:
-        run(sys.executable, "-m", "pip", "--python", self.folder, *arguments)
-
-    def evaluate(self, expression: str, *imports: str) -> Any:
-        code = f"import json, {', '.join(imports)}; print(json.dumps({expression}))"
-        return json.loads(run(self.python, "-I", "-c", code))
-
-
 @dataclass(frozen=True)
 class Visit:
     """What one run of the installed server said, from its start to its stop."""
@@ -296,8 +223,8 @@ class Installed:
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     folder = tmp_path_factory.mktemp("install")
     # 1) the stage `wheels`
-    client_wheel = build_wheel(ROOT / "clients", folder / "client-wheel")
-    server_wheel = build_wheel(ROOT, folder / "server-wheel")
+    client_wheel = build("wheel", ROOT / "clients", folder / "client-wheel")
+    server_wheel = build("wheel", ROOT, folder / "server-wheel")
     # 2) the client alone: pip itself refuses if httpx and its needs are not enough
     client = Environment.make(folder / "client", ["httpx"])
     client.pip("install", "--no-index", client_wheel)
@@ -364,14 +291,20 @@ def health_check(code: str, url: str) -> int:
     ).returncode
 
 
-def names_in(wheel: Path) -> list[str]:
-    return zipfile.ZipFile(wheel).namelist()
-
-
 def test_the_wheel_holds_the_whole_checkpoint_and_nothing_beside_it(installed: Installed) -> None:
     inside = {n for n in names_in(installed.wheels[1]) if n.startswith(CHECKPOINT)}
     files = ("README.md", "config.json", "model.safetensors", "tokenizer.json")
     assert inside == {CHECKPOINT + name for name in files}
+
+
+def kernels() -> set[str]:
+    """In the wheel: their sources, and the library where this machine can compile them."""
+    names = {path.name for path in (ROOT / "model" / NATIVE).glob("*.[ch]")}
+    try:
+        find_compiler()
+    except CannotCompile:
+        return {NATIVE + name for name in names}
+    return {NATIVE + name for name in {*names, LIBRARY}}
 
 
 def test_the_wheels_are_code_and_type_markers_and_the_checkpoint(installed: Installed) -> None:
@@ -381,7 +314,8 @@ def test_the_wheels_are_code_and_type_markers_and_the_checkpoint(installed: Inst
     assert {n.partition("/")[0] for n in names} == packages
     made = {f"flamingo_model/training/emoji/{n}" for n in MADE}  # how the checkpoint came to be
     exam = {"flamingo_eval/emoji_world.zip"} if (ROOT / EXAM).exists() else set[str]()
-    assert others == {*made, *exam, *(f"{package}/py.typed" for package in packages)}
+    markers = {f"{package}/py.typed" for package in packages}
+    assert others == markers | made | exam | kernels()
 
 
 def test_the_client_needs_httpx_and_nothing_of_ours(installed: Installed) -> None:
@@ -400,8 +334,9 @@ def test_our_packages_come_from_the_wheels(installed: Installed, package: str) -
     assert not place.parent.is_symlink()
 
 
-def test_any_user_may_read_the_installed_checkpoint(installed: Installed) -> None:
-    files = (installed.server.packages / CHECKPOINT).iterdir()
+@pytest.mark.parametrize("folder", [CHECKPOINT, NATIVE])
+def test_any_user_may_read_what_is_installed(installed: Installed, folder: str) -> None:
+    files = (installed.server.packages / folder).iterdir()
     assert all(path.stat().st_mode & 0o444 == 0o444 for path in files)
 
 

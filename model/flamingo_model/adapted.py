@@ -22,6 +22,7 @@ from .config import FlamingoConfig
 from .cross_attention import CrossAttend, build_cross_attention
 from .decoder import Decoder, SelfAttend
 from .flamingo import Flamingo, before_layers
+from .linears import PackedLinear
 from .packing import pack_model, packed_head
 from .resampler import build_resampler
 from .vision import build_vision
@@ -186,10 +187,13 @@ class Updated(nn.Module):
         super().__init__()
         self.product, self.updates = product, updates
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *more: Tensor) -> Tensor:
+        seen = self.product.normed(x) if isinstance(self.product, PackedLinear) else x
         # First, for a packed product may use its input up.
-        added = [(rows, update(x if rows is None else x[rows])) for rows, update in self.updates]
-        out: Tensor = self.product(x)
+        added = [
+            (rows, update(seen if rows is None else seen[rows])) for rows, update in self.updates
+        ]
+        out: Tensor = self.product(x, *more)
         for rows, some in added:
             some = some.to(out.dtype)
             out = out + some if rows is None else out.index_add(0, rows, some)

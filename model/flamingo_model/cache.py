@@ -6,25 +6,20 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .config import FlamingoConfig
 from .flamingo import MediaKV
+from .memory import small_pages
 from .positions import reach
-
-ALIGNED = 64  # bytes, as vector registers read them
 
 
 def zeros(shape: tuple[int, ...], device: torch.device | str, dtype: torch.dtype) -> Tensor:
-    """On a CPU memory that is taken page by page, where something is first written."""
+    """On a CPU memory that is taken where something is first written."""
     if torch.device(device).type != "cpu":
         return torch.zeros(shape, device=device, dtype=dtype)
-    num_bytes = math.prod(shape) * dtype.itemsize
-    room = torch.from_numpy(np.zeros(num_bytes + ALIGNED, dtype=np.uint8))
-    first = -room.data_ptr() % ALIGNED
-    return room[first : first + num_bytes].view(dtype).view(shape)
+    return small_pages(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
 
 
 class BlockCache:
@@ -92,8 +87,14 @@ class MediaSlots:
 
     def write(self, slots: list[int], media: MediaKV) -> None:
         """Stores [blocks, N, heads, R, head_dim] in N slots."""
-        self.k[:, slots] = media.k
-        self.v[:, slots] = media.v
+        for block, (k, v) in enumerate(zip(media.k, media.v, strict=True)):
+            self.write_block(block, slots, k, v)
+
+    def write_block(self, block: int, slots: list[int], k: Tensor, v: Tensor) -> None:
+        """Stores one block's keys and values [N, heads, R, head_dim]."""
+        for row, slot in enumerate(slots):  # each is written as a whole
+            self.k[block, slot] = k[row]
+            self.v[block, slot] = v[row]
 
     def in_blocks(self, block: int) -> tuple[Tensor, Tensor]:
         """The same views of a cross-attention block: a slot is a block of R keys."""

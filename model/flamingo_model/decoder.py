@@ -8,12 +8,12 @@ tables here, or a kind of positions.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .activations import gelu_tanh
 from .config import DecoderConfig
 from .positions import POSITIONS, Turn
 
@@ -35,7 +35,7 @@ NORMS: dict[str, Callable[[int, DecoderConfig], nn.Module]] = {
 ACTIVATIONS: dict[str, Branch] = {
     "silu": F.silu,
     "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu_tanh": gelu_tanh,
     "relu": F.relu,
 }
 

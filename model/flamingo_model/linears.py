@@ -8,13 +8,23 @@ second is the faster is measured here, once for each shape; what a CPU lacks, it
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from . import native
+from .native.products import (
+    Activation,
+    Around,
+    Product,
+    eight_bit_product,
+    float32_product,
+    four_bit_product,
+)
 
 EIGHT = 127  # the largest of symmetric 8-bit values
 SHIFT = 128  # activations are shifted by it: the kernels take unsigned ones
@@ -24,6 +34,8 @@ FEW = 8  # rows
 GROUP = 32  # weights of one row that share a 4-bit scale
 PART = 1024  # rows of a weight that are widened at once: float32 copies that stay in the cache
 TRIED = (1, 4, 16, 64, 256)  # numbers of rows
+TRIED_FROM = {"int4": 16}
+"""For fewer rows reading is the cost, and half the bytes win; what is measured lies in a cache."""
 REPEATS = 5
 
 
@@ -166,75 +178,127 @@ def four_bits(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class PackedLinear(nn.Module):
-    """Stands where an `nn.Linear` was; answers in the type of its input, or in `dtype`.
+    """Stands where an `nn.Linear` was, and what was beside it: activation(norm(x) · W + b) + more.
 
-    Its weights are in no `state_dict`: a packed model is neither saved, nor moved, nor trained.
+    It answers in the type of its input, or in `dtype`. Its weights are in no `state_dict`: a packed
+    model is neither saved, nor moved, nor trained.
     """
 
     def __init__(
-        self, kind: str, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None
+        self, kind: str, weight: Tensor, around: Around, dtype: torch.dtype | None = None
     ) -> None:
         """Of a weight [out, in]."""
         super().__init__()
-        self.kind, self.dtype = kind, dtype
+        self.kind, self.dtype, self.around = kind, dtype, around
         self.out_features, self.in_features = weight.shape
-        kernels = KINDS[kind](weight, bias)
+        kernels = KINDS[kind](weight, around)
         self.few, self.many, self.has_two = kernels[0], kernels[-1], len(kernels) > 1
         self.many_from = 0.0
         if self.has_two:
             self.many_from = measured(kind, (self.in_features, self.out_features), *kernels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
         rows = x if x.dim() == 2 else x.reshape(-1, self.in_features)
         kernel = self.few if rows.shape[0] < self.many_from else self.many
-        out = kernel(rows).to(self.dtype or x.dtype)
+        if more is not None and more.dtype == torch.float32 and isinstance(kernel, Product):
+            out = kernel(rows, more.reshape(-1, self.out_features)).to(self.dtype or x.dtype)
+        else:
+            out = kernel(rows).to(self.dtype or x.dtype)
+            out = out if more is None else out.add_(more.reshape(-1, self.out_features))
         return out if x.dim() == 2 else out.view(*x.shape[:-1], self.out_features)
+
+    def normed(self, x: Tensor) -> Tensor:
+        """What is multiplied."""
+        return x if self.around.norm is None else self.around.norm(x)
 
     def spend_input(self) -> PackedLinear:
         """From now on what it is given may be written over: for what nobody else reads."""
         for kernel in (self.few, self.many):
-            if isinstance(kernel, EightBit):
-                kernel.spends_input = True
+            if isinstance(torchs := inner(kernel), EightBit):
+                torchs.spends_input = True
         return self
 
     @property
     def nbytes(self) -> int:
         """What its weights take; both kernels may read the same ones."""
-        shared = getattr(self.few, "weight", None) is getattr(self.many, "weight", None)
-        return self.few.nbytes if shared else self.few.nbytes + self.many.nbytes
+        few, many = inner(self.few), inner(self.many)
+        shared = getattr(few, "weight", None) is getattr(many, "weight", None)
+        return few.nbytes if shared else few.nbytes + many.nbytes
 
 
-def float32(weight: Tensor, bias: Tensor | None) -> tuple[Kernel, ...]:
-    return (Plain(weight.float(), None if bias is None else bias.float()),)
+Kernels = tuple[Kernel, ...]
 
 
-def bfloat16(weight: Tensor, bias: Tensor | None) -> tuple[Kernel, ...]:
-    weight, bias = weight.bfloat16(), None if bias is None else bias.bfloat16()
-    return Plain(weight, bias), Widened(weight, bias)
+def float32(weight: Tensor, around: Around) -> Kernels:
+    if native.is_available():
+        return (float32_product(weight, around),)
+    return (surrounded(Plain(weight.float(), as_float32(around.bias)), around),)
 
 
-def widened(weight: Tensor, bias: Tensor | None) -> tuple[Kernel, ...]:
-    return (Widened(weight.bfloat16(), bias),)
+def bfloat16(weight: Tensor, around: Around) -> Kernels:
+    weight, bias = weight.bfloat16(), None if around.bias is None else around.bias.bfloat16()
+    return tuple(surrounded(make(weight, bias), around) for make in (Plain, Widened))
 
 
-def int8(weight: Tensor, bias: Tensor | None) -> tuple[Kernel, ...]:
-    """Chosen by the CPU's flags, never by time: these two do not give the same numbers."""
-    return ((EightBit if has_vnni() else EightBitWeights)(weight, bias),)
+def widened(weight: Tensor, around: Around) -> Kernels:
+    return (surrounded(Widened(weight.bfloat16(), around.bias), around),)
 
 
-def int4(weight: Tensor, bias: Tensor | None) -> tuple[Kernel, ...]:
+def int8(weight: Tensor, around: Around) -> Kernels:
+    """Chosen by the CPU's flags, and by time only between two that round alike.
+
+    Torch's has the arithmetic for many rows where a CPU multiplies whole tiles (AMX).
+    """
+    if not native.is_available() or weight.shape[1] % 4:
+        torchs = EightBit if has_vnni() else EightBitWeights
+        return (surrounded(torchs(weight, around.bias), around),)
+    ours = eight_bit_product(*eight_bits(weight), around)
+    return (ours, surrounded(EightBit(weight, around.bias), around)) if has_tiles() else (ours,)
+
+
+def int4(weight: Tensor, around: Around) -> Kernels:
     """For many rows the same 4-bit values in 8 bits: their kernel has few times the arithmetic.
 
     In 8 bits alone where a shape does not fit the kernel.
     """
-    if weight.shape[1] % GROUP or weight.shape[0] % 64:
-        return int8(weight, bias)
+    is_ours = native.is_available()
+    if weight.shape[1] % GROUP or (weight.shape[0] % 64 and not is_ours):
+        return int8(weight, around)
     rounded, scales, lowest = four_bits(weight)
     groups = rounded.unflatten(1, (-1, GROUP)) * scales.unsqueeze(-1) + lowest.unsqueeze(-1)
-    return FourBit(rounded, scales, lowest, bias), *int8(groups.flatten(1), bias)
+    many = int8(groups.flatten(1), around)[-1]
+    if is_ours:
+        return four_bit_product(rounded, scales, lowest, around), many
+    return surrounded(FourBit(rounded, scales, lowest, around.bias), around), many
 
 
-KINDS: dict[str, Callable[[Tensor, Tensor | None], tuple[Kernel, ...]]] = {
+class Surrounded:
+    """A kernel of torch's, and what is done beside it."""
+
+    def __init__(self, kernel: Kernel, around: Around) -> None:
+        self.kernel, self.around, self.nbytes = kernel, around, kernel.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        norm, activation = self.around.norm, self.around.activation
+        out = self.kernel(x if norm is None else norm(x))
+        return out if activation is None else activation(out)
+
+
+def surrounded(kernel: Kernel, around: Around) -> Kernel:
+    """With its bias already in it."""
+    has_more = around.norm is not None or around.activation is not None
+    return Surrounded(kernel, around) if has_more else kernel
+
+
+def inner(kernel: Kernel) -> Kernel:
+    return kernel.kernel if isinstance(kernel, Surrounded) else kernel
+
+
+def as_float32(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.float()
+
+
+KINDS: dict[str, Callable[[Tensor, Around], Kernels]] = {
     "float32": float32,
     "bfloat16": bfloat16,
     "widened": widened,
@@ -250,11 +314,23 @@ def has_vnni() -> bool:
     return bool(flags.get("avx512_vnni") or flags.get("avx_vnni"))
 
 
+@cache
+def has_tiles() -> bool:
+    return bool(torch.cpu.get_capabilities().get("amx_int8"))
+
+
 def pack_linear(
-    weight: Tensor, bias: Tensor | None, kind: str, dtype: torch.dtype | None = None
+    weight: Tensor,
+    bias: Tensor | None,
+    kind: str,
+    dtype: torch.dtype | None = None,
+    activation: Activation | None = None,
+    norm: nn.Module | None = None,
 ) -> PackedLinear:
-    """A weight [out, in] and its bias in the layout of `kind`."""
-    return PackedLinear(kind, weight.detach(), None if bias is None else bias.detach(), dtype)
+    """A weight [out, in] and its bias in the layout of `kind`, and what is done beside it."""
+    assert norm is None or isinstance(norm, nn.LayerNorm)
+    around = Around(None if bias is None else bias.detach(), activation, norm)
+    return PackedLinear(kind, weight.detach(), around, dtype)
 
 
 _MEASURED: dict[tuple[str, tuple[int, int], int], float] = {}
@@ -264,14 +340,15 @@ def measured(kind: str, shape: tuple[int, int], few: Kernel, many: Kernel) -> fl
     """From how many rows `many` is the faster: once for each kind, shape and number of threads."""
     key = (kind, shape, torch.get_num_threads())
     if key not in _MEASURED:
-        _MEASURED[key] = crossover(few, many, shape[0])
+        tried = [num for num in TRIED if num >= TRIED_FROM.get(kind, 1)]
+        _MEASURED[key] = crossover(few, many, shape[0], tried)
     return _MEASURED[key]
 
 
-def crossover(few: Kernel, many: Kernel, in_features: int) -> float:
+def crossover(few: Kernel, many: Kernel, in_features: int, tried: Sequence[int] = TRIED) -> float:
     """The smallest tried number of rows from which `many` wins at every larger one, too."""
     first = float("inf")
-    for num_rows in reversed(TRIED):
+    for num_rows in reversed(tried):
         if not is_faster(many, few, torch.randn(num_rows, in_features)):
             break
         first = num_rows

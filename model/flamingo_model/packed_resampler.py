@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .linears import pack_linear
-from .resampler import PerceiverResampler, ResamplerLayer
+from .native import can_attend
+from .native.attention import attend
+from .resampler import FeedForward, PerceiverResampler, ResamplerLayer
 
 FILMS_AT_ONCE = 4  # as pictures of a tower: more leave the cache
 
@@ -61,26 +63,39 @@ class PackedLayer(ResamplerLayer):
 
     def __init__(self, theirs: ResamplerLayer, kind: str) -> None:
         nn.Module.__init__(self)
-        self.num_heads, self.norm_latents = theirs.num_heads, theirs.norm_latents
-        self.q_norm, self.k_norm, self.feed_forward = (
-            theirs.q_norm,
-            theirs.k_norm,
-            theirs.feed_forward,
-        )
+        self.num_heads, self.q_norm, self.k_norm = theirs.num_heads, theirs.q_norm, theirs.k_norm
         self.sizes = [theirs.to_q.out_features, theirs.to_kv.out_features]
         weight = torch.cat([theirs.to_q.weight, theirs.to_kv.weight])
-        self.to_qkv = pack_linear(weight, None, kind).spend_input()
+        self.to_qkv = pack_linear(weight, None, kind, norm=theirs.norm_latents).spend_input()
         self.register_module("to_out", pack_linear(theirs.to_out.weight, None, kind))
-        for name in ("up", "down"):
-            linear = getattr(self.feed_forward, name)
-            packed = pack_linear(linear.weight, None, kind).spend_input()
-            self.feed_forward.register_module(name, packed)
+        self.register_module("feed_forward", PackedFeedForward(theirs.feed_forward, kind))
 
     def forward(self, latents: Tensor, seen: Tensor) -> Tensor:
         """`seen` [N, T*S, 2 * inner] are keys and values of the features."""
-        q, own = self.to_qkv(self.norm_latents(latents)).split(self.sizes, dim=-1)
-        latents = latents + self.answer(q, torch.cat([seen, own], dim=1))
-        out: Tensor = latents + self.feed_forward(latents)
+        q, own = self.to_qkv(latents).split(self.sizes, dim=-1)
+        latents = self.to_out(self.look(q, torch.cat([seen, own], dim=1)), latents)
+        out: Tensor = self.feed_forward(latents, latents)
+        return out
+
+    def look(self, q: Tensor, keys_values: Tensor) -> Tensor:
+        if not can_attend(q):
+            return super().look(q, keys_values)
+        k, v = keys_values.chunk(2, dim=-1)
+        q, k, v = (x.unflatten(-1, (self.num_heads, -1)) for x in (q, k, v))
+        return attend(self.q_norm(q), self.k_norm(k), v).flatten(2)
+
+
+class PackedFeedForward(nn.Module):
+    """What it answers is `factor` times the plain one's, and what is to be added."""
+
+    def __init__(self, plain: FeedForward, kind: str, factor: Tensor | float = 1.0) -> None:
+        super().__init__()
+        up, act = plain.up.weight, plain.activation
+        self.up = pack_linear(up, None, kind, activation=act, norm=plain.norm).spend_input()
+        self.down = pack_linear(plain.down.weight * factor, None, kind).spend_input()
+
+    def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
+        out: Tensor = self.down(self.up(x), more)
         return out
 
 

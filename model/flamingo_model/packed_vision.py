@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from .clip import ClipTower
 from .idefics_vision import IdeficsTower
 from .linears import PackedLinear, pack_linear
+from .native import can_attend
+from .native.attention import attend
 
 PICTURES_AT_ONCE = 4  # measured: fewer repeat the weights, more leave the cache
 QUICK_GELU = 1.702  # x · sigmoid(1.702 x), which is silu(1.702 x) / 1.702
@@ -44,46 +46,47 @@ class PackedLayer(nn.Module):
         super().__init__()
         attention, mlp = theirs.self_attn, theirs.mlp
         self.num_heads = attention.num_heads
-        self.norms = nn.ModuleList([theirs.layer_norm1, theirs.layer_norm2])
         three = (attention.q_proj, attention.k_proj, attention.v_proj)
         weight, bias = (torch.cat([getattr(x, name) for x in three]) for name in ("weight", "bias"))
-        self.qkv = pack_linear(weight, bias, kind)
+        self.qkv = pack_linear(weight, bias, kind, norm=theirs.layer_norm1)
         self.out = pack_linear(attention.out_proj.weight, attention.out_proj.bias, kind)
-        self.up, self.down, self.activation = ACTIVATIONS[type(mlp.activation_fn).__name__](
-            mlp, kind
-        )
+        make = ACTIVATIONS[type(mlp.activation_fn).__name__]
+        self.up, self.down = make(mlp, theirs.layer_norm2, kind)
         for linear in (self.qkv, self.out, self.up, self.down):
             linear.spend_input()  # norms, attended values and activations are read by it alone
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norms[0](x))
-        out: Tensor = self.down(self.activation(self.up(self.norms[1](x))))
-        return out.add_(x)
-
-    def attention(self, hidden: Tensor) -> Tensor:
-        qkv = self.qkv(hidden).unflatten(-1, (3, self.num_heads, -1))  # [N, S, 3, heads, D]
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        seen = F.scaled_dot_product_attention(q, k, v)
-        out: Tensor = self.out(seen.transpose(1, 2).flatten(2))
+        """[N, S, dim] → the same"""
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # [N, S, 3, heads, D]
+        x = self.out(attended(*qkv.unbind(2)).flatten(2), x)
+        out: Tensor = self.down(self.up(x), x)
         return out
 
 
-Branch = tuple[PackedLinear, PackedLinear, Callable[[Tensor], Tensor]]
+def attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Each of q [N, T, heads, D] looks at all of k and v [N, S, heads, D]."""
+    if can_attend(q):
+        return attend(q, k, v)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
-def exact_gelu(mlp: Any, kind: str) -> Branch:
-    up = pack_linear(mlp.fc1.weight, mlp.fc1.bias, kind)
-    return up, pack_linear(mlp.fc2.weight, mlp.fc2.bias, kind), F.gelu
+Branch = tuple[PackedLinear, PackedLinear]
 
 
-def quick_gelu(mlp: Any, kind: str) -> Branch:
+def exact_gelu(mlp: Any, norm: nn.Module, kind: str) -> Branch:
+    up = pack_linear(mlp.fc1.weight, mlp.fc1.bias, kind, activation=F.gelu, norm=norm)
+    return up, pack_linear(mlp.fc2.weight, mlp.fc2.bias, kind)
+
+
+def quick_gelu(mlp: Any, norm: nn.Module, kind: str) -> Branch:
     """Its factors go into the weights: one pass over the widest activations, not three."""
-    up = pack_linear(mlp.fc1.weight * QUICK_GELU, mlp.fc1.bias * QUICK_GELU, kind)
-    down = pack_linear(mlp.fc2.weight / QUICK_GELU, mlp.fc2.bias, kind)
-    return up, down, lambda x: F.silu(x, inplace=True)
+    weight, bias = mlp.fc1.weight * QUICK_GELU, mlp.fc1.bias * QUICK_GELU
+    up = pack_linear(weight, bias, kind, activation=F.silu, norm=norm)
+    return up, pack_linear(mlp.fc2.weight / QUICK_GELU, mlp.fc2.bias, kind)
 
 
-ACTIVATIONS: dict[str, Callable[[Any, str], Branch]] = {
+ACTIVATIONS: dict[str, Callable[[Any, nn.Module, str], Branch]] = {
     "QuickGELUActivation": quick_gelu,
     "GELUActivation": exact_gelu,
 }

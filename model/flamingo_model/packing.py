@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cross_attention import GatedCrossAttention, GatedFeedForward
-from .decoder import Decoder, DecoderLayer, SelfAttend
+from .cross_attention import CrossAttend, GatedCrossAttention, GatedFeedForward
+from .decoder import Decoder, DecoderLayer, SelfAttend, pre_norm
 from .flamingo import Flamingo
 from .linears import PackedLinear, pack_linear
-from .packed_resampler import packed_resampler
+from .memory import large_pages
+from .native.products import Product
+from .packed_resampler import PackedFeedForward, packed_resampler
 from .packed_vision import packed_tower
 from .positions import Turn
 from .resampler import FeedForward
@@ -26,6 +28,8 @@ MANY_ROWS = {"int4": "int8"}
 """What parts take that never see few rows, where 4 bits are slow."""
 HEADS = {"bfloat16": "widened", "int4": "int8"}
 """What the head takes where a kernel would round the logits themselves: rounded logits tie."""
+
+CACHE_LINE = 64  # bytes
 
 
 class PackError(Exception):
@@ -64,15 +68,16 @@ def pack_model(model: Flamingo, kind: str) -> PackReport:
     if packed_kinds(model) - {kind}:
         raise PackError(f"the model is packed as {packed_kinds(model)}, so not as {kind!r}")
     before = sum(linear.weight.nbytes for linear in plain_linears(model))
+    known = set(products(model))
     before += model.decoder.embed.weight.nbytes if model.config.decoder.tie_embeddings else 0
     many_rows = MANY_ROWS.get(kind, kind)
     model.vision = packed_tower(model.vision, many_rows)
     pack_linears(model.vision, many_rows)
     model.resampler = packed_resampler(model.resampler, many_rows)
     pack_linears(model.resampler, many_rows)
-    for block in model.blocks():
-        pack_block(block, kind)
+    pack_blocks(model, kind)
     pack_decoder(model.decoder, kind)
+    put_together([product for product in products(model) if product not in known])
     return report(model, kind, before)
 
 
@@ -89,6 +94,20 @@ def plain_linears(module: nn.Module) -> Iterator[nn.Linear]:
 
 def packed_linears(module: nn.Module) -> Iterator[PackedLinear]:
     return (linear for linear in module.modules() if isinstance(linear, PackedLinear))
+
+
+def products(module: nn.Module) -> dict[Product, None]:
+    """Our kernels in the order in which they run, each once."""
+    kernels = [x for linear in packed_linears(module) for x in (linear.few, linear.many)]
+    return dict.fromkeys(kernel for kernel in kernels if isinstance(kernel, Product))
+
+
+def put_together(kernels: Sequence[Product]) -> None:
+    """Their weights side by side in large pages, which a single one would not fill."""
+    sizes = [-(-kernel.weight.nbytes // CACHE_LINE) * CACHE_LINE for kernel in kernels]
+    room = large_pages(sum(sizes))
+    for kernel, place in zip(kernels, room.split(sizes), strict=True):
+        kernel.move(place[: kernel.weight.nbytes])
 
 
 def packed_kinds(model: Flamingo) -> set[str]:
@@ -111,14 +130,19 @@ def pack_linears(module: nn.Module, kind: str) -> None:
             pack_linears(child, kind)
 
 
-def packed(kind: str, *linears: nn.Module, factor: Tensor | float = 1.0) -> PackedLinear:
+def packed(
+    kind: str,
+    *linears: nn.Module,
+    factor: Tensor | float = 1.0,
+    norm: nn.Module | None = None,
+) -> PackedLinear:
     """One layer whose outputs stand behind each other; each row of weights times `factor`."""
     plain = [linear for linear in linears if isinstance(linear, nn.Linear)]
     weight, bias = torch.cat([x.weight for x in plain]), joined([x.bias for x in plain])
     if isinstance(factor, Tensor) or factor != 1.0:
         rows = torch.as_tensor(factor, dtype=torch.float32).expand(len(weight))
         weight, bias = weight * rows.unsqueeze(1), None if bias is None else bias * rows
-    return pack_linear(weight, bias, kind)
+    return pack_linear(weight, bias, kind, norm=norm)
 
 
 def joined(parts: Sequence[Tensor | None]) -> Tensor | None:
@@ -134,7 +158,11 @@ def are_plain(*modules: nn.Module) -> bool:
 
 
 class PackedDecoderLayer(DecoderLayer):
-    """q, k and v are one product; gate and up, where there is a gate, are another."""
+    """q, k and v are one product; gate and up, where there is a gate, are another.
+
+    Where a LayerNorm stands before each branch it goes into that product, and the sum behind the
+    branch into its last one.
+    """
 
     def __init__(self, layer: DecoderLayer, kind: str) -> None:
         nn.Module.__init__(self)
@@ -143,26 +171,43 @@ class PackedDecoderLayer(DecoderLayer):
         for name in ("attention_norm", "feed_forward_norm", "q_norm", "k_norm"):
             if hasattr(layer, name):
                 setattr(self, name, getattr(layer, name))
+        self.is_joined = layer.block is pre_norm and type(layer.attention_norm) is nn.LayerNorm
+        first, second = self.attention_norm, getattr(self, "feed_forward_norm", None)
+        norms = (first, second) if self.is_joined else (None, None)
         self.sizes = [linear.out_features for linear in (layer.q, layer.k, layer.v)]
-        self.qkv = packed(kind, layer.q, layer.k, layer.v)
+        self.qkv = packed(kind, layer.q, layer.k, layer.v, norm=norms[0])
         self.register_module("out", packed(kind, layer.out).spend_input())
-        self.widen = packed(kind, *([layer.gate] if layer.is_gated else []), layer.up)
+        wide = [layer.gate, layer.up] if layer.is_gated else [layer.up]
+        self.widen = packed(kind, *wide, norm=norms[1])
         self.register_module("down", packed(kind, layer.down).spend_input())
 
-    def attention(self, hidden: Tensor, layer: int, attend: SelfAttend, turn: Turn) -> Tensor:
-        q, k, v = self.qkv(hidden).split(self.sizes, dim=-1)
-        q, k = self.split(self.q_norm(q)), self.split(self.k_norm(k))
-        out: Tensor = self.out(attend(layer, turn(q), turn(k), self.split(v)).flatten(-2))
+    def forward(self, x: Tensor, layer: int, attend: SelfAttend, turn: Turn) -> Tensor:
+        if not self.is_joined:
+            return super().forward(x, layer, attend, turn)
+        x = self.out(self.attended(x, layer, attend, turn), x)
+        out: Tensor = self.down(self.widened(x), x)
         return out
 
+    def attention(self, hidden: Tensor, layer: int, attend: SelfAttend, turn: Turn) -> Tensor:
+        out: Tensor = self.out(self.attended(hidden, layer, attend, turn))
+        return out
+
+    def attended(self, hidden: Tensor, layer: int, attend: SelfAttend, turn: Turn) -> Tensor:
+        q, k, v = self.qkv(hidden).split(self.sizes, dim=-1)
+        q, k = self.split(self.q_norm(q)), self.split(self.k_norm(k))
+        seen = attend(layer, turn(q), turn(k), self.split(v))
+        return torch.flatten(seen, -2)
+
     def feed_forward(self, hidden: Tensor) -> Tensor:
-        wide = self.widen(hidden)
+        out: Tensor = self.down(self.widened(hidden))
+        return out
+
+    def widened(self, hidden: Tensor) -> Tensor:
+        wide: Tensor = self.widen(hidden)
         if self.is_gated:
             gate, up = wide.chunk(2, dim=-1)
-            wide = self.activation(gate) * up
-        else:
-            wide = self.activation(wide)
-        out: Tensor = self.down(wide)
+            return self.activation(gate) * up
+        out: Tensor = self.activation(wide)
         return out
 
 
@@ -205,28 +250,61 @@ class PackedGatedFeedForward(nn.Module):
         self.widen = packed(kind, plain.gate, plain.up)
         self.down = packed(kind, plain.down, factor=factor)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
         gate, up = self.widen(self.norm(x)).chunk(2, dim=-1)
-        out: Tensor = self.down(F.silu(gate).mul_(up))
+        out: Tensor = self.down(F.silu(gate).mul_(up), more)
         return out
 
 
-def pack_block(block: GatedCrossAttention, kind: str) -> None:
-    """In place; a gate's tanh goes into the weights before it, and the gate is gone."""
-    if not are_plain(block.to_q, block.to_out):
-        return
-    first, second = opened(block.attention_gate), opened(block.feed_forward_gate)
-    block.attention_gate = block.feed_forward_gate = None
-    block.register_module("to_q", packed(kind, block.to_q))
-    block.register_module("to_kv", packed(MANY_ROWS.get(kind, kind), block.to_kv))
-    block.register_module("to_out", packed(kind, block.to_out, factor=first))
-    if isinstance(block.feed_forward, GatedFeedForward):
-        block.feed_forward = PackedGatedFeedForward(block.feed_forward, kind, second)
-    elif isinstance(block.feed_forward, FeedForward):
-        block.feed_forward.register_module("up", packed(kind, block.feed_forward.up))
-        block.feed_forward.register_module(
-            "down", packed(kind, block.feed_forward.down, factor=second)
+FEED_FORWARDS: dict[type[nn.Module], type[nn.Module]] = {
+    GatedFeedForward: PackedGatedFeedForward,
+    FeedForward: PackedFeedForward,
+}
+
+
+class PackedCrossAttention(GatedCrossAttention):
+    """A gate's tanh is in the weights before it, a LayerNorm in those behind it."""
+
+    def __init__(self, plain: GatedCrossAttention, kind: str) -> None:
+        nn.Module.__init__(self)
+        self.num_heads, self.norm_media = plain.num_heads, plain.norm_media
+        self.q_norm, self.k_norm = (
+            getattr(plain, name, nn.Identity()) for name in ("q_norm", "k_norm")
         )
+        is_layer_norm = type(plain.norm) is nn.LayerNorm
+        self.norm = nn.Identity() if is_layer_norm else plain.norm
+        first, second = opened(plain.attention_gate), opened(plain.feed_forward_gate)
+        q = packed(kind, plain.to_q, norm=plain.norm if is_layer_norm else None)
+        self.register_module("to_q", q)
+        self.register_module("to_kv", packed(MANY_ROWS.get(kind, kind), plain.to_kv))
+        self.register_module("to_out", packed(kind, plain.to_out, factor=first))
+        if (wide := plain.feed_forward) is not None:
+            self.feed_forward = FEED_FORWARDS[type(wide)](wide, kind, second)
+        else:
+            self.feed_forward = None
+
+    def forward(self, hidden: Tensor, block: int, attend: CrossAttend) -> Tensor:
+        seen = attend(block, self.queries(self.norm(hidden)))  # [..., heads, head_dim]
+        hidden = self.to_out(seen.flatten(-2), hidden)
+        if self.feed_forward is None:
+            return hidden
+        out: Tensor = self.feed_forward(hidden, hidden)
+        return out
+
+    def queries(self, hidden: Tensor) -> Tensor:
+        out: Tensor = self.q_norm(super().queries(hidden))
+        return out
+
+    def project_media(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        k, v = super().project_media(latents)
+        return self.k_norm(k), v
+
+
+def pack_blocks(model: Flamingo, kind: str) -> None:
+    """Those that are plain: a block whose layers are quantised stays as it is."""
+    for index, block in enumerate(model.cross_attention):
+        if isinstance(block, GatedCrossAttention) and are_plain(block.to_q, block.to_out):
+            model.cross_attention[index] = PackedCrossAttention(block, kind)
 
 
 def opened(gate: Tensor | None) -> Tensor | float:

@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .activations import squared_relu
 from .config import ResamplerConfig
 from .vision_config import VisionConfig
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "squared_relu": lambda x: F.relu(x).square(),
+    "squared_relu": squared_relu,
     "gelu": F.gelu,
     "relu": F.relu,
 }
@@ -57,17 +58,17 @@ class ResamplerLayer(nn.Module):
 
     def attend(self, latents: Tensor, features: Tensor) -> Tensor:
         keys_values = self.to_kv(torch.cat([features, latents], dim=1))
-        return self.answer(self.to_q(latents), keys_values)
+        answer: Tensor = self.to_out(self.look(self.to_q(latents), keys_values))
+        return answer
 
-    def answer(self, q: Tensor, keys_values: Tensor) -> Tensor:
-        """[N, R, inner] to [N, len, 2 * inner] → [N, R, dim]"""
+    def look(self, q: Tensor, keys_values: Tensor) -> Tensor:
+        """[N, R, inner] at [N, len, 2 * inner] → [N, R, inner]"""
         k, v = (self.split(x) for x in keys_values.chunk(2, dim=-1))
         q, k = self.q_norm(self.split(q)), self.k_norm(k)
         # Written out: the fused kernel is many times slower for so few queries on a CPU.
         scores = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).float()  # sums of many small terms
-        out = scores.softmax(-1).to(v.dtype) @ v
-        merged: Tensor = self.to_out(out.transpose(1, 2).flatten(2))
-        return merged
+        out: Tensor = scores.softmax(-1).to(v.dtype) @ v
+        return out.transpose(1, 2).flatten(2)
 
     def split(self, x: Tensor) -> Tensor:
         heads = torch.unflatten(x, -1, (self.num_heads, -1))

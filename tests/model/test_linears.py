@@ -19,19 +19,25 @@ from torch import Tensor, nn
 from exam import DATA
 from flamingo_model import linears
 from flamingo_model.checkpoints.native import EMBEDDED, load_native
-from flamingo_model.clip import ClipTower
-from flamingo_model.config import CrossAttentionConfig, FlamingoConfig, VisionConfig
+from flamingo_model.config import CrossAttentionConfig, FlamingoConfig
 from flamingo_model.decoder import Decoder
 from flamingo_model.flamingo import Flamingo
-from flamingo_model.idefics_vision import IdeficsTower
-from flamingo_model.linears import EightBit, EightBitWeights, FourBit, PackedLinear, pack_linear
+from flamingo_model.linears import (
+    GROUP,
+    EightBit,
+    EightBitWeights,
+    FourBit,
+    PackedLinear,
+    pack_linear,
+)
 from flamingo_model.media import to_pixels
-from flamingo_model.packed_vision import PackedTower, packed_tower
+from flamingo_model.native.products import Product
 from flamingo_model.packing import PackError, pack_decoder, pack_model
 from flamingo_model.prompt import MediaPart, PromptRenderer, TextPart
 from forward import IMAGE, dense, pictures
 from language import IDS, THEIRS, WAYS, converted, deviation, their_model
 from language import dense as decoder_logits
+from our_kernels import needs_kernels, switch_off
 from tiny import tiny_config, tiny_model
 
 DOCUMENT = [0, IMAGE, 20, 30, 1, IMAGE, 40, 50]
@@ -60,6 +66,7 @@ def no_gradients() -> None:
 # One layer
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("kind", ALLOWED)
 @pytest.mark.parametrize("shape", [(64, 128), (96, 64), (24, 48), (7, 5), (1, 1), (33, 130)])
 @pytest.mark.parametrize("bias", [True, False])
@@ -74,6 +81,7 @@ def test_every_kind_answers_at_every_shape_and_number_of_rows(
             assert error(packed(x), F.linear(x, weight, offset)) < ALLOWED[kind]
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("kind", ALLOWED)
 def test_shape_and_type_of_the_input_are_kept(kind: str) -> None:
     packed = pack_linear(*layer(64, 64), kind)
@@ -111,6 +119,7 @@ def test_rounding_to_eight_bits_is_to_the_nearest() -> None:
     assert found.dtype == torch.uint8
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_only_a_layer_told_so_writes_over_its_input(dtype: torch.dtype) -> None:
     packed, x = pack_linear(*layer(64, 64), "int8"), torch.randn(9, 64).to(dtype)
@@ -120,17 +129,38 @@ def test_only_a_layer_told_so_writes_over_its_input(dtype: torch.dtype) -> None:
     assert torch.equal(packed.spend_input()(given), found)
 
 
-def test_four_bits_in_their_own_kernel_and_in_eight_are_the_same_weights() -> None:
-    few, many = linears.int4(*layer(128, 64))
-    assert isinstance(few, FourBit)
-    assert error(few(torch.eye(128)), many(torch.eye(128))) < 0.02
+def test_four_bits_in_their_own_kernel_and_in_eight_are_the_same_weights(kernels: str) -> None:
+    packed = pack_linear(*layer(128, 64), "int4")
+    assert isinstance(packed.few, Product if kernels == "ours" else FourBit)
+    assert error(packed.few(torch.eye(128)), packed.many(torch.eye(128))) < 0.02
 
 
-def test_shapes_that_four_bits_do_not_fit_are_kept_in_eight() -> None:
-    assert [type(kernel) for kernel in linears.int4(*layer(50, 64))] == [EightBit]
+def test_shapes_that_four_bits_do_not_fit_are_kept_in_eight(kernels: str) -> None:
+    for shape in ((52, 64), (50, 64), (64, 50)):  # (64, 50) fits ours
+        weight, bias = layer(*shape)
+        expected = pack_linear(weight, bias, "int8")(torch.eye(shape[0]))
+        is_same = torch.equal(pack_linear(weight, bias, "int4").few(torch.eye(shape[0])), expected)
+        assert is_same == (shape[0] % GROUP > 0 or kernels != "ours")
+
+
+def test_a_shape_that_our_eight_bits_do_not_fit_is_torchs(kernels: str) -> None:
+    ours = Product if kernels == "ours" else EightBit
+    found = [type(pack_linear(*layer(num_in, 64), "int8").few) for num_in in (52, 50)]
+    assert found == [ours, EightBit]
+
+
+@needs_kernels
+def test_one_kernel_is_for_few_rows_and_torchs_for_many_where_the_processor_has_tiles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(linears, "has_tiles", lambda: True)
+    packed = pack_linear(*layer(64, 64), "int8")
+    assert isinstance(packed.few, Product) and isinstance(packed.many, EightBit)
+    assert packed.nbytes == packed.few.nbytes + packed.many.nbytes
 
 
 def test_without_vnni_activations_are_not_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    switch_off(monkeypatch)
     monkeypatch.setattr(linears, "has_vnni", lambda: False)
     assert isinstance(pack_linear(*layer(64, 64), "int8").few, EightBitWeights)
 
@@ -154,6 +184,7 @@ class Never:
 # Decoders
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("name", THEIRS)
 def test_a_decoder_packed_in_float32_is_the_same(name: str) -> None:
     plain = converted(their_model(name))
@@ -171,6 +202,7 @@ def test_a_decoder_packed_smaller_stays_close(name: str, kind: str) -> None:
     assert error(found, expected) < {"bfloat16": 0.05, "int8": 0.1, "int4": 0.5}[kind]
 
 
+@pytest.mark.usefixtures("kernels")
 def test_logits_of_a_bfloat16_model_stay_float32() -> None:
     plain = converted(their_model("opt-350m")).bfloat16()
     found, expected = (decoder_dense(d) for d in (packed_decoder(plain, "bfloat16"), plain))
@@ -190,6 +222,7 @@ def packed_decoder(decoder: Decoder, kind: str) -> Decoder:
 # Whole models
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("config", [tiny_config(), replace(tiny_config(), cross_attention=IDEFICS)])
 def test_a_model_packed_in_float32_is_the_same(config) -> None:
     plain = tiny_model(config=config)
@@ -197,7 +230,7 @@ def test_a_model_packed_in_float32_is_the_same(config) -> None:
     pack_model(packed, "float32")
     found, expected = (dense(model, DOCUMENT, pictures(2)) for model in (packed, plain))
     assert error(found, expected) < 1e-5
-    assert all(block.attention_gate is None for block in packed.cross_attention)
+    assert not any(name.endswith("_gate") for name, _ in packed.named_parameters())
     assert not any(type(module) is nn.Linear for module in packed.modules())
 
 
@@ -265,39 +298,10 @@ def test_layers_that_are_no_plain_linears_are_left_alone() -> None:
     assert kinds == ["DecoderLayer", *["PackedDecoderLayer"] * 2]
 
 
+@pytest.mark.usefixtures("kernels")
 def test_the_report_counts_what_is_there() -> None:
     model = tiny_model()
     found = pack_model(model, "int8")
     packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
     assert found.num_packed == len(packed)
     assert found.bytes_after == sum(linear.nbytes for linear in packed) < found.bytes_before
-
-
-# Towers
-
-
-def vit(kind: str, **options: object) -> VisionConfig:
-    return VisionConfig(
-        **{"image_size": 32, "dim": 64, "kind": kind, "patch_size": 8, "num_layers": 2}
-        | {"num_heads": 2, "ff_dim": 96}
-        | options
-    )
-
-
-TOWERS = {
-    "clip": lambda: ClipTower(vit("clip")),
-    "clip with a class token": lambda: ClipTower(vit("clip", keep_class_token=True)),
-    "clip with gelu": lambda: ClipTower(vit("clip", activation="gelu")),
-    "idefics": lambda: IdeficsTower(vit("idefics", activation="gelu", keep_class_token=True)),
-}
-
-
-@pytest.mark.parametrize("name", TOWERS)
-@pytest.mark.parametrize("num_pictures", [1, 5])
-def test_a_packed_tower_sees_the_same(name: str, num_pictures: int) -> None:
-    plain = TOWERS[name]().eval()
-    expected = plain(pixels := torch.randn(num_pictures, 3, 32, 32))
-    for kind in ("float32", "bfloat16", "int8"):
-        tower = packed_tower(copy.deepcopy(plain), kind)
-        assert isinstance(tower, PackedTower)
-        assert error(tower(pixels), expected) < {"float32": 1e-5}.get(kind, 0.03)

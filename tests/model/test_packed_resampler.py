@@ -25,6 +25,8 @@ VARIANTS = {
 }
 ALLOWED = {"float32": 1e-6, "bfloat16": 0.02, "int8": 0.05}
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 
 @pytest.fixture(autouse=True)
 def no_gradients() -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from fakes import Answer, drive, step, submit
-from flamingo_model.flamingo import Flamingo, MediaKV
+from flamingo_model.cross_attention import GatedCrossAttention
+from flamingo_model.flamingo import Flamingo
 from flamingo_model.paged_attention import Batch
 from flamingo_server.engine.blocks import BlockPool
 from flamingo_server.engine.engine import Engine
@@ -218,18 +220,24 @@ class Counts:
     def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
         self.encoded, self.projected = list[int](), list[int]()
         model: Flamingo = engine.runner.model
-        encode, project = model.encode_media, model.project_media
+        encode, self.num_blocks = model.encode_media, len(model.blocks())
 
         def count_encode(pixels: Tensor) -> Tensor:
             self.encoded.append(len(pixels))
             return encode(pixels)
 
-        def count_project(latents: Tensor) -> MediaKV:
-            self.projected.append(len(latents))
-            return project(latents)
+        def counted(block: GatedCrossAttention) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+            project = block.project_media
+
+            def count_project(latents: Tensor) -> tuple[Tensor, Tensor]:
+                self.projected.append(len(latents))
+                return project(latents)
+
+            return count_project
 
         monkeypatch.setattr(model, "encode_media", count_encode)
-        monkeypatch.setattr(model, "project_media", count_project)
+        for block in model.blocks():
+            monkeypatch.setattr(block, "project_media", counted(block))
 
 
 def test_no_picture_is_projected_while_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,9 +245,9 @@ def test_no_picture_is_projected_while_decoding(monkeypatch: pytest.MonkeyPatch)
     counts = Counts(engine, monkeypatch)
     ask(engine, "what", 0, 1, n=2)
     step(engine)
-    assert counts.projected == [2]
+    assert counts.projected == [2] * counts.num_blocks
     drive(engine)
-    assert counts.projected == counts.encoded == [2]
+    assert counts.projected == [2] * counts.num_blocks and counts.encoded == [2]
 
 
 def test_new_pictures_of_many_requests_are_encoded_in_one_batch(
@@ -250,7 +258,7 @@ def test_new_pictures_of_many_requests_are_encoded_in_one_batch(
     for seeds in ((0, 1), (1, 2), (3,)):
         ask(engine, "what", *seeds)
     drive(engine)
-    assert counts.encoded == [4] and counts.projected == [4]
+    assert counts.encoded == [4] and counts.projected == [4] * counts.num_blocks
 
 
 def test_pictures_of_a_cached_prefix_are_neither_encoded_nor_pinned(

@@ -43,18 +43,19 @@ class SampledAnswers(Task):
 
     def take(self, sequence: Sequence, first: int, logits: Tensor) -> None:
         if self.request.first_token is not None:
-            self.accept(sequence, logits[-1])
+            self.accept(sequence, *self.choose(sequence, logits[-1]))
             return
         self.prompt_logprobs.read(first, logits)
         if first + len(logits) == len(sequence.tokens):
             self.begin(sequence)
-            for sequence in list(self.choices):
-                self.accept(sequence, logits[-1])
+            chosen = [(mine, self.choose(mine, logits[-1])) for mine in self.choices]
+            announce(self.request, self.prompt_logprobs.found)  # just before what comes with it
+            for mine, token in chosen:
+                self.accept(mine, *token)
 
     def begin(self, sequence: Sequence) -> None:
-        """The prompt is in the cache: announce, and give every choice its sequence."""
+        """The prompt is in the cache: every choice gets its sequence."""
         sequence.logits_from = None
-        announce(self.request, self.prompt_logprobs.found)
         grammar = self.rules.sampling.grammar
         for choice in self.request.choices:
             mine = self.host.fork(sequence) if choice.index else sequence
@@ -62,13 +63,15 @@ class SampledAnswers(Task):
             if grammar is not None:
                 self.matchers[mine] = grammar.start()
 
-    def accept(self, sequence: Sequence, logits: Tensor) -> None:
-        """Chooses the next token of one choice, and ends it where it must end."""
+    def choose(self, sequence: Sequence, logits: Tensor) -> tuple[int, TokenLogprob | None]:
+        """The next token of one choice."""
         choice, matcher = self.choices[sequence], self.matchers.get(sequence)
         prompt, allowed = self.request.prompt.token_ids, matcher.allowed() if matcher else None
-        token, logprob = choose_token(
-            logits, self.rules, prompt, choice.token_ids, choice.random, allowed
-        )
+        return choose_token(logits, self.rules, prompt, choice.token_ids, choice.random, allowed)
+
+    def accept(self, sequence: Sequence, token: int, logprob: TokenLogprob | None) -> None:
+        """Adds a token to its choice, and ends it where it must end."""
+        choice, matcher = self.choices[sequence], self.matchers.get(sequence)
         sequence.tokens.append(token)
         if matcher:
             matcher.accept(token)

@@ -11,10 +11,13 @@ from torch import Tensor
 
 from flamingo_model.adapted import Rows, forward_side_by_side, logits_side_by_side
 from flamingo_model.cache import BlockCache, MediaSlots
+from flamingo_model.cross_attention import CrossAttend
 from flamingo_model.cuda_attention import FlashSelfAttention, fastest_attend
 from flamingo_model.decode_graph import DecodeGraphs, DecodeRow, is_capturable, on_host
 from flamingo_model.decoder import SelfAttend
 from flamingo_model.flamingo import Flamingo
+from flamingo_model.native import can_attend
+from flamingo_model.native_attention import NativeCrossAttention, NativeSelfAttention
 from flamingo_model.paged_attention import (
     Batch,
     CachedCrossAttention,
@@ -97,7 +100,9 @@ class Runner:
         at_once = 1 if self.is_deterministic else len(slots)
         for start in range(0, len(slots), at_once):
             some = torch.stack(latents[start : start + at_once])
-            self.slots.write(slots[start : start + at_once], model.project_media(some))
+            for index, block in enumerate(model.blocks()):  # never the numbers of all at once
+                keys_values = block.project_media(some)
+                self.slots.write_block(index, slots[start : start + at_once], *keys_values)
 
     def model_of(self, adapter: LoadedAdapter | None) -> Flamingo:
         return self.model if adapter is None else adapter.adapted.model
@@ -129,7 +134,7 @@ class Runner:
             batch.token_ids,
             batch.positions,
             self.self_attention(batch),
-            CachedCrossAttention(self.slots, batch),
+            self.cross_attention(batch),
         )
         return on_host(model.logits(hidden[wanted(chunks)]))
 
@@ -138,7 +143,7 @@ class Runner:
         batch, groups = self.prepare(chunks), list[Rows]()
         for adapter, places in by_adapter(chunks).items():
             theirs = [c for c in chunks if c.sequence.request.adapter is adapter]
-            attend = CachedCrossAttention(self.slots, self.prepare(theirs))
+            attend = self.cross_attention(self.prepare(theirs))
             groups.append(Rows(adapter.adapted if adapter else None, self.tensor(places), attend))
         hidden = forward_side_by_side(
             self.model, groups, batch.token_ids, batch.positions, self.self_attention(batch)
@@ -149,7 +154,12 @@ class Runner:
     def self_attention(self, batch: Batch) -> SelfAttend:
         if self.is_on_gpu:
             return FlashSelfAttention(self.blocks, batch, fastest_attend(self.device))
-        return CachedSelfAttention(self.blocks, batch, in_place=not self.is_deterministic)
+        kind = NativeSelfAttention if can_attend(self.blocks.k) else CachedSelfAttention
+        return kind(self.blocks, batch, in_place=not self.is_deterministic)
+
+    def cross_attention(self, batch: Batch) -> CrossAttend:
+        kind = NativeCrossAttention if can_attend(self.slots.k) else CachedCrossAttention
+        return kind(self.slots, batch)
 
     def decode_row(self, chunk: Chunk) -> DecodeRow:
         sequence, at = chunk.sequence, chunk.begin

@@ -1,0 +1,52 @@
+"""Our own C kernels for x86-64 with AVX-512 and VNNI: products with packed weights, and attention.
+
+Compiled when the package is installed, if there is a compiler (`compiling`). Without them, or on
+another CPU, torch's own kernels do the same: ask `is_available`. Both share torch's threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_int, c_long, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .compiling import LIBRARY
+
+NEEDED = ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq", "avx512_vnni", "fma3")
+
+
+@cache
+def library() -> Any:
+    """The loaded kernels, or None. torch is loaded first, so that both share one OpenMP."""
+    flags = torch.cpu.get_capabilities()
+    path = Path(__file__).with_name(LIBRARY)
+    if not path.exists() or not all(flags.get(flag) for flag in NEEDED):
+        return None
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError:  # of another system, or of a newer OpenMP
+        return None
+    loaded.flamingo_linear.argtypes = (c_void_p, c_void_p, c_long, c_void_p, c_void_p, c_int)
+    loaded.flamingo_attend.argtypes = (c_void_p, c_int)
+    loaded.flamingo_attend_paged.argtypes = (c_void_p, c_void_p, c_long, c_void_p, c_int)
+    return loaded
+
+
+def is_available() -> bool:
+    return library() is not None
+
+
+def can_attend(like: Tensor) -> bool:
+    """Whether keys of this type, where they are, can be read by the kernels."""
+    return is_available() and like.dtype == torch.float32 and like.device.type == "cpu"
+
+
+def check(status: int) -> None:
+    """Raises MemoryError where a kernel had no room for its working numbers."""
+    if status:
+        raise MemoryError("no memory for a kernel's working numbers")
