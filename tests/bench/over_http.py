@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import statistics
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from bench.measure import Figure
-from bench.ours import Ours, parts, problem_of
+from bench.ours import Ours, intervals, parts, problem_of
 from bench.peer import ROOT
 from bench.prompts import prompt
 from bench.stage import Stage
@@ -27,34 +30,63 @@ OVERHEAD = (
     ("HTTP + SSE overhead on time to first token", "≤ 3 ms"),
     ("HTTP + SSE overhead per token", "≤ 0.3 ms"),
 )
+WITH_CLIENT = ("the same in the hands of the Python client, first token", "per token")
 HEALTH = f"p99 of /healthz, {NUM_BUSY} clients waiting"
 
 
 def overhead(threads: int, rounds: int) -> Iterator[Figure]:
-    """The shipped checkpoint: its steps are short enough to show what is added to them."""
+    """The shipped checkpoint: its steps are short enough to show what is added to them.
+
+    The server's part ends where its bytes are read; what our Python client adds is told beside it.
+    """
     try:
-        outside, inside = both_ways(threads, rounds)
-    except (FlamingoError, RuntimeError, ValueError) as error:
+        bytes_read, client, inside = three_ways(threads, rounds)
+    except (FlamingoError, RuntimeError, ValueError, OSError) as error:
         yield from (Figure(name, must, None, problem_of(error)) for name, must in OVERHEAD)
         return
     for number, (name, must) in enumerate(OVERHEAD):
-        http, engine = ([took[number] * 1000 for took in side] for side in (outside, inside))
-        middle, least = (f(http) - f(engine) for f in (statistics.median, min))
-        how = f"{statistics.median(http):.2f} ms − {statistics.median(engine):.2f} ms, medians of"
-        how = f"{how} {rounds}; of minima {least:.2f} ms; the same engine in the same process"
-        yield Figure(name, must, middle, how)
+        yield added(name, must, number, bytes_read, inside)
+    for number, name in enumerate(WITH_CLIENT):
+        yield added(name, "", number, client, inside)
 
 
-def both_ways(threads: int, rounds: int) -> tuple[list[Pair], list[Pair]]:
-    """Through HTTP and without, in turn."""
+def added(name: str, must: str, number: int, outside: list[Pair], inside: list[Pair]) -> Figure:
+    outer, engine = ([took[number] * 1000 for took in side] for side in (outside, inside))
+    middle, least = (f(outer) - f(engine) for f in (statistics.median, min))
+    how = f"{statistics.median(outer):.2f} ms − {statistics.median(engine):.2f} ms, medians of"
+    how = f"{how} {len(outer)}; of minima {least:.2f} ms; the same engine in the same process"
+    return Figure(name, must, middle, how)
+
+
+def three_ways(threads: int, rounds: int) -> tuple[list[Pair], list[Pair], list[Pair]]:
+    """As bytes, by our client, and without HTTP, in turn."""
     sent = [image(prompt(7000, 0).query.picture), text("This is a")]
-    outside, inside = [], []
+    ways: tuple[list[Pair], list[Pair], list[Pair]] = [], [], []
     with start_host(threads) as (host, ours):
+        connection = http.client.HTTPConnection(ours.url.removeprefix("http://"))
         ours.stream(sent, NUM_TOKENS)
         for _ in range(rounds):
-            inside.append(ask(host, sent))
-            outside.append(ours.stream(sent, NUM_TOKENS))
-    return outside, inside
+            ways[2].append(ask(host, sent))
+            ways[1].append(ours.stream(sent, NUM_TOKENS))
+            ways[0].append(read_bytes(connection, sent))
+        connection.close()
+    return ways
+
+
+def read_bytes(connection: http.client.HTTPConnection, sent: list) -> Pair:
+    """When the events of tokens came, by a client that does not look into them."""
+    body = json.dumps({**wanted(sent), "stream": True}).encode()
+    started, came = time.perf_counter(), []
+    connection.request("POST", "/v1/generate", body, {"Content-Type": "application/json"})
+    with connection.getresponse() as response:
+        while piece := response.read1(65536):
+            if num := piece.count(b"event: token"):
+                came.append((time.perf_counter(), num))
+    return intervals(started, came)
+
+
+def wanted(sent: list) -> dict[str, Any]:
+    return {"prompt": sent, "max_tokens": NUM_TOKENS, "min_tokens": NUM_TOKENS}
 
 
 @contextmanager
@@ -76,8 +108,7 @@ def start_host(threads: int) -> Iterator[tuple[subprocess.Popen[str], Ours]]:
 
 def ask(host: subprocess.Popen[str], sent: list) -> Pair:
     assert host.stdin is not None and host.stdout is not None
-    body = {"prompt": sent, "max_tokens": NUM_TOKENS, "min_tokens": NUM_TOKENS}
-    host.stdin.write(json.dumps(body) + "\n")
+    host.stdin.write(json.dumps(wanted(sent)) + "\n")
     host.stdin.flush()
     first, step = json.loads(host.stdout.readline())
     return first, step
