@@ -1,4 +1,5 @@
-"""Linear layers for a CPU, their weights kept in the layout that the fastest kernel reads.
+"""Linear layers for a CPU, their weights kept in the layout that the fastest kernel reads: our own
+where they were compiled and the CPU can run them (`native`), torch's elsewhere and in bfloat16.
 
 A kind says how weights are kept, and has a kernel for few rows (decoding, where reading weights is
 the cost) and perhaps one for many (prefill, pictures, where arithmetic is). From how many rows the
@@ -181,7 +182,7 @@ class PackedLinear(nn.Module):
     """Stands where an `nn.Linear` was, and what was beside it: activation(norm(x) · W + b) + more.
 
     It answers in the type of its input, or in `dtype`. Its weights are in no `state_dict`: a packed
-    model is neither saved, nor moved, nor trained.
+    model is neither saved, nor moved, nor copied, nor trained.
     """
 
     def __init__(

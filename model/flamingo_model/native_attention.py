@@ -20,7 +20,8 @@ class NativeSelfAttention:
     """`CachedSelfAttention`; only a tree of candidates, which has a mask, is still computed there.
 
     No token's numbers depend on who else is in the batch, nor on where blocks lie; those of trees,
-    too, without `in_place`.
+    too, without `in_place`. A prompt's token that comes alone is taken as a decoding one: its sums
+    have another order than in a chunk.
     """
 
     def __init__(self, cache: BlockCache, batch: Batch, in_place: bool = True) -> None:

@@ -42,13 +42,15 @@ class PackReport:
 
     kind: str
     num_packed: int
+    num_ours: int  # those that our own kernels run
     bytes_before: int
     bytes_after: int
     many_from: tuple[tuple[str, float], ...]  # layers of two kernels: rows from which the second
 
     def __str__(self) -> str:
         before, after = self.bytes_before / 2**20, self.bytes_after / 2**20
-        return f"{self.kind}: {self.num_packed} layers, {before:.0f} → {after:.0f} MiB"
+        whose = "our C kernels" if self.num_ours else "torch's kernels"
+        return f"{self.kind}: {self.num_packed} layers, {before:.0f} → {after:.0f} MiB, {whose}"
 
 
 @torch.no_grad()
@@ -64,11 +66,11 @@ def pack_model(model: Flamingo, kind: str) -> PackReport:
     if kind not in KINDS:
         raise PackError(f"kind {kind!r} is not known; known: {KINDS}")
     if not all(weight.device.type == "cpu" for weight in model.parameters()):
-        return PackReport(kind, 0, 0, 0, ())
+        return PackReport(kind, 0, 0, 0, 0, ())
     if packed_kinds(model) - {kind}:
         raise PackError(f"the model is packed as {packed_kinds(model)}, so not as {kind!r}")
-    before = sum(linear.weight.nbytes for linear in plain_linears(model))
     known = set(products(model))
+    before = sum(linear.weight.nbytes for linear in plain_linears(model))
     before += model.decoder.embed.weight.nbytes if model.config.decoder.tie_embeddings else 0
     many_rows = MANY_ROWS.get(kind, kind)
     model.vision = packed_tower(model.vision, many_rows)
@@ -118,7 +120,8 @@ def report(model: Flamingo, kind: str, bytes_before: int) -> PackReport:
     packed = list(packed_linears(model))
     sizes = {f"{x.in_features} → {x.out_features}": x.many_from for x in packed if x.has_two}
     after = sum(linear.nbytes for linear in packed)
-    return PackReport(kind, len(packed), bytes_before, after, tuple(sizes.items()))
+    num_ours = sum(isinstance(linear.few, Product) for linear in packed)
+    return PackReport(kind, len(packed), num_ours, bytes_before, after, tuple(sizes.items()))
 
 
 def pack_linears(module: nn.Module, kind: str) -> None:
