@@ -281,7 +281,9 @@ class Surrounded:
 
     def __call__(self, x: Tensor) -> Tensor:
         norm, activation = self.around.norm, self.around.activation
-        out = self.kernel(x if norm is None else norm(x))
+        if norm is not None:  # which takes its own type alone; what is measured is float32
+            x = norm(x if norm.weight is None else x.to(norm.weight.dtype))
+        out = self.kernel(x)
         return out if activation is None else activation(out)
 
 

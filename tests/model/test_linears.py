@@ -83,6 +83,17 @@ def test_every_kind_answers_at_every_shape_and_number_of_rows(
 
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("kind", ALLOWED)
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_norm_of_a_bfloat16_model_goes_into_every_kind(kind: str, affine: bool) -> None:
+    norm = nn.LayerNorm(64, elementwise_affine=affine).bfloat16()
+    weight, bias = layer(64, 128)
+    packed, x = pack_linear(weight, bias, kind, norm=norm), torch.randn(9, 64).bfloat16()
+    expected = F.linear(F.layer_norm(x.float(), (64,)), weight, bias)
+    for packed.many_from in (0.0, float("inf")):
+        assert error(packed(x), expected) < ALLOWED[kind] + 0.01
+
+
+@pytest.mark.parametrize("kind", ALLOWED)
 def test_shape_and_type_of_the_input_are_kept(kind: str) -> None:
     packed = pack_linear(*layer(64, 64), kind)
     for shape in ((64,), (2, 64), (2, 3, 64), (0, 64)):
