@@ -110,6 +110,8 @@ class GatedCrossAttention(nn.Module):
         self.num_heads = config.num_heads
         self.norm: nn.Module = nn.LayerNorm(dim)
         self.norm_media = nn.LayerNorm(media_dim) if config.norm_media else nn.Identity()
+        self.q_norm: nn.Module = nn.Identity()
+        self.k_norm: nn.Module = nn.Identity()
         self.to_q = nn.Linear(dim, inner, bias=False)
         self.to_kv = nn.Linear(media_dim, 2 * inner, bias=False)
         self.to_out = nn.Linear(inner, dim, bias=False)
@@ -123,7 +125,7 @@ class GatedCrossAttention(nn.Module):
     def project_media(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """[..., R, media_dim] → keys and values, each [..., heads, R, head_dim]."""
         k, v = self.to_kv(self.norm_media(latents)).chunk(2, dim=-1)
-        return self.split(k).transpose(-3, -2), self.split(v).transpose(-3, -2)
+        return self.k_norm(self.split(k).transpose(-3, -2)), self.split(v).transpose(-3, -2)
 
     def forward(self, hidden: Tensor, block: int, attend: CrossAttend) -> Tensor:
         """`hidden` [..., dim]; `attend` holds the media keys and values, never this layer."""
@@ -134,7 +136,8 @@ class GatedCrossAttention(nn.Module):
         return hidden + gated(self.feed_forward_gate, self.feed_forward(hidden))
 
     def queries(self, hidden: Tensor) -> Tensor:
-        return self.split(self.to_q(hidden))
+        out: Tensor = self.q_norm(self.split(self.to_q(hidden)))
+        return out
 
     def split(self, x: Tensor) -> Tensor:
         return torch.unflatten(x, -1, (self.num_heads, -1))  # [..., heads, head_dim]
@@ -162,21 +165,13 @@ class IdeficsCrossAttention(GatedCrossAttention):
     def __init__(self, dim: int, media_dim: int, config: CrossAttentionConfig) -> None:
         super().__init__(dim, media_dim, config)
         eps, inner = config.norm_eps, config.ff_dim or config.ff_mult * dim
-        has_norms = config.query_key_norm
         self.norm = nn.RMSNorm(dim, eps=eps)
-        self.q_norm = nn.RMSNorm(config.head_dim, eps=eps) if has_norms else nn.Identity()
-        self.k_norm = nn.RMSNorm(config.head_dim, eps=eps) if has_norms else nn.Identity()
+        if config.query_key_norm:
+            self.q_norm = nn.RMSNorm(config.head_dim, eps=eps)
+            self.k_norm = nn.RMSNorm(config.head_dim, eps=eps)
         self.feed_forward = GatedFeedForward(dim, inner, eps)
         if config.has_vector_gates:
             self.attention_gate, self.feed_forward_gate = closed_gate(dim), closed_gate(dim)
-
-    def queries(self, hidden: Tensor) -> Tensor:
-        out: Tensor = self.q_norm(super().queries(hidden))
-        return out
-
-    def project_media(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        k, v = super().project_media(latents)
-        return self.k_norm(k), v
 
 
 CROSS_ATTENTION_KINDS: dict[str, type[GatedCrossAttention]] = {

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from . import native
 from .native.products import (
+    GROUP,
+    SHIFT,
     Activation,
     Around,
     Product,
@@ -28,11 +30,9 @@ from .native.products import (
 )
 
 EIGHT = 127  # the largest of symmetric 8-bit values
-SHIFT = 128  # activations are shifted by it: the kernels take unsigned ones
 WHOLE = 2.0**23  # from here on a float32 is a whole number, and its lowest byte that of the number
 FOUR = 15
 FEW = 8  # rows
-GROUP = 32  # weights of one row that share a 4-bit scale
 PART = 1024  # rows of a weight that are widened at once: float32 copies that stay in the cache
 TRIED = (1, 4, 16, 64, 256)  # numbers of rows
 TRIED_FROM = {"int4": 16}

@@ -271,9 +271,7 @@ class PackedCrossAttention(GatedCrossAttention):
     def __init__(self, plain: GatedCrossAttention, kind: str) -> None:
         nn.Module.__init__(self)
         self.num_heads, self.norm_media = plain.num_heads, plain.norm_media
-        self.q_norm, self.k_norm = (
-            getattr(plain, name, nn.Identity()) for name in ("q_norm", "k_norm")
-        )
+        self.q_norm, self.k_norm = plain.q_norm, plain.k_norm
         is_layer_norm = type(plain.norm) is nn.LayerNorm
         self.norm = nn.Identity() if is_layer_norm else plain.norm
         first, second = opened(plain.attention_gate), opened(plain.feed_forward_gate)
@@ -293,14 +291,6 @@ class PackedCrossAttention(GatedCrossAttention):
             return hidden
         out: Tensor = self.feed_forward(hidden, hidden)
         return out
-
-    def queries(self, hidden: Tensor) -> Tensor:
-        out: Tensor = self.q_norm(super().queries(hidden))
-        return out
-
-    def project_media(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        k, v = super().project_media(latents)
-        return self.k_norm(k), v
 
 
 def pack_blocks(model: Flamingo, kind: str) -> None:

@@ -16,7 +16,7 @@ from . import check, library
 
 WIDE = 64  # outputs in a panel
 GROUP = 32  # inputs that share a 4-bit scale
-SHIFT = 128  # rounded inputs are unsigned around it
+SHIFT = 128  # inputs in 8 bits are unsigned around it, as the kernels take them
 KINDS = {torch.float32: 0, torch.int8: 1, torch.uint8: 2}
 Activation = Callable[[Tensor], Tensor]
 ACTIVATIONS: dict[Activation | None, int] = {
