@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import groupby
 from typing import Protocol
 
@@ -11,6 +12,8 @@ from tokenizers import Tokenizer
 
 from .config import FlamingoConfig, SpecialTokens
 from .cross_attention import MEDIA_RULES, MarkIds, MediaRule
+
+REMEMBERED, LONGEST_REMEMBERED = 1024, 512  # texts, and their characters: at most some 20 MB
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,10 @@ MARKERS: dict[str, Callable[[Tokenizer, SpecialTokens], Marker]] = {
 
 
 class PromptRenderer:
-    """Two views of the tokenizer: one that knows special tokens in text, one that does not."""
+    """Two views of the tokenizer: one that knows special tokens in text, one that does not.
+
+    Remembers short texts: prompts come with the same examples again and again.
+    """
 
     def __init__(
         self,
@@ -193,6 +199,7 @@ class PromptRenderer:
         self.marker = MARKERS[tokens.image_style](tokenizer, tokens)
         self.begin = [special_id(tokenizer, tokens.begin)] if tokens.begin else []
         self.marks = MarkIds(self.marker.ids, tokenizer.token_to_id(tokens.end_of_text))
+        self.remembered = lru_cache(REMEMBERED)(self.tokenise)
 
     def render(self, parts: Sequence[Part]) -> RenderedPrompt:
         """Raises PromptError for an empty prompt and for a picture's marker written into text."""
@@ -204,9 +211,12 @@ class PromptRenderer:
         return RenderedPrompt(ids, index, self.rule.generated(index))
 
     def encode(self, part: TextPart) -> list[int]:
+        is_short = len(part.text) <= LONGEST_REMEMBERED
+        return list(self.remembered(part) if is_short else self.tokenise(part))
+
+    def tokenise(self, part: TextPart) -> tuple[int, ...]:
         tokenizer = self.special if part.special_tokens else self.literal
-        ids: list[int] = tokenizer.encode(part.text, add_special_tokens=False).ids
-        return ids
+        return tuple(tokenizer.encode(part.text, add_special_tokens=False).ids)
 
 
 def special_id(tokenizer: Tokenizer, token: str) -> int:

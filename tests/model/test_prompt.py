@@ -6,7 +6,14 @@ from hypothesis import strategies as st
 from tokenizers import processors
 
 from flamingo_model.config import SpecialTokens
-from flamingo_model.prompt import MediaPart, Part, PromptError, PromptRenderer, TextPart
+from flamingo_model.prompt import (
+    LONGEST_REMEMBERED,
+    MediaPart,
+    Part,
+    PromptError,
+    PromptRenderer,
+    TextPart,
+)
 from tiny import tiny_tokenizer
 
 END_OF_TEXT, END_OF_CHUNK, IMAGE = range(3)
@@ -123,3 +130,20 @@ def test_rendering_leaves_the_tokenizer_as_it_was() -> None:
 def test_a_tokenizer_without_the_image_token_is_refused() -> None:
     with pytest.raises(ValueError, match="lacks the special token <picture>"):
         PromptRenderer(TOKENIZER, SpecialTokens(image="<picture>"))
+
+
+@given(st.text(max_size=2), st.booleans())
+def test_a_text_seen_before_has_the_same_tokens(text: str, special_tokens: bool) -> None:
+    part, fresh = TextPart(text + "x", special_tokens), PromptRenderer(TOKENIZER, SpecialTokens())
+    alone = fresh.render([part])
+    assert RENDERER.render([part, part]).token_ids == 2 * alone.token_ids
+    RENDERER.render([part]).token_ids.clear()  # an answer is the caller's own
+    assert RENDERER.render([part]) == alone
+
+
+def test_short_texts_are_tokenised_once_and_long_ones_never_kept() -> None:
+    renderer, long = PromptRenderer(TOKENIZER, SpecialTokens()), "b" * (LONGEST_REMEMBERED + 1)
+    for text in ("a", "a", long, long):
+        assert len(renderer.render([TextPart(text)]).token_ids) == len(text)
+    kept = renderer.remembered.cache_info()
+    assert (kept.currsize, kept.hits, kept.misses) == (1, 1, 1)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import binascii
 import re
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
+
+import pybase64
 
 from flamingo_server.errors import BadRequest, Forbidden, naming
 from flamingo_server.media.limits import MediaLimits
@@ -77,14 +78,17 @@ def _from_data_url(rest: str, limits: MediaLimits) -> bytes:
 
 
 def _from_base64(text: str, limits: MediaLimits) -> bytes:
-    limits.check_bytes(_num_decoded(text))
-    if "%" in text:
-        text = _unescape(text).decode("latin-1")
-    text = "".join(text.split())
-    if len(text) % 4 or text.endswith("==="):  # strict mode lets "abcd==" pass
-        raise _invalid_base64()
+    if len(text) * 3 // 4 > limits.max_media_bytes:
+        limits.check_bytes(_num_decoded(text))
     try:
-        return binascii.a2b_base64(text, strict_mode=True)
+        return pybase64.b64decode(text, validate=True)
+    except ValueError:  # a line may be broken, a sign escaped: rare, so looked for only now
+        return _decoded(_unescape(text).decode("latin-1") if "%" in text else text)
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return pybase64.b64decode("".join(text.split()), validate=True)
     except ValueError:
         raise _invalid_base64() from None
 
