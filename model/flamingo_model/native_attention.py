@@ -29,17 +29,17 @@ class NativeSelfAttention:
         trees = tuple(span for span in batch.spans if span.mask is not None)
         self.trees = CachedSelfAttention(cache, replace(batch, decodes=(), spans=trees), in_place)
         self.spans = [
-            (span, self.trees.places_of(span.blocks, span.stop))
+            (span, torch.tensor(span.blocks, dtype=torch.long))
             for span in batch.spans
             if span.mask is None
         ]
         self.slopes, self.window = alibi(cache), cache.reach.window
+        self.keys, self.values = (x.unflatten(1, (-1, cache.block_size)) for x in (cache.k, cache.v))
         if self.num:
             lengths = batch.positions[: self.num] + 1
             blocks = padded(batch.decodes, lengths.device)
             table = Table(blocks, lengths, self.slopes, self.window)
-            keys, values = (x.unflatten(1, (-1, cache.block_size)) for x in (cache.k, cache.v))
-            self.paged = PagedAttention(keys, values, table)
+            self.paged = PagedAttention(self.keys, self.values, table)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [N, heads, head_dim], k and v [N, kv_heads, head_dim]"""
@@ -49,10 +49,10 @@ class NativeSelfAttention:
         out: Tensor = self.trees(layer, q, k, v)  # writes the keys of all tokens
         if self.num:
             out[: self.num] = self.paged(layer, q[: self.num])
-        for span, places in self.spans:
+        keys, values = self.keys[layer], self.values[layer]
+        for span, blocks in self.spans:
             queries = q[span.begin : span.end].unsqueeze(0)
-            keys, values = (x[layer][places].unsqueeze(0) for x in (self.cache.k, self.cache.v))
-            seen = attend(queries, keys, values, span.start, self.slopes, self.window)
+            seen = attend(queries, keys, values, span.start, self.slopes, self.window, blocks)
             out[span.begin : span.end] = seen[0]
         return out
 

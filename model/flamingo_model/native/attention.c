@@ -9,8 +9,11 @@ struct seen { /* which keys a query sees; query i of many stands at `start` + i 
     long window;         /* the last keys that are seen; 0: all */
 };
 
-struct dense { /* strides in floats; keys of a head lie `key` apart */
+struct dense { /* strides in floats; keys of a head lie `key` apart, in blocks if there is a table */
     const float *q, *k, *v;
+    const int64_t *table; /* of the blocks with keys and values, which then are strides of `k_batch`
+                             and `v_batch`; or NULL */
+    long block_size;
     float *out;
     long q_batch, q_row, q_head, k_batch, k_key, k_head, v_batch, v_key, v_head;
     long out_batch, out_row, out_head;
@@ -97,15 +100,23 @@ static void turn(__m512 x[16]) {
     }
 }
 
+/* Where key `i` of a head begins. */
+ALWAYS const float *key_at(const struct dense *a, const float *x, long x_block, long x_key, long i) {
+    if (!a->table) return x + i * x_key;
+    return x + a->table[i / a->block_size] * x_block + i % a->block_size * x_key;
+}
+
 /* Keys of one head as panels [keys / 64][dim][64]; behind the last key 0. */
-static void pack_keys(const float *k, long k_key, long keys, long dim, float *panels) {
-    for (long first = 0; first < rounded_up(keys, WIDE); first += 16) {
+static void pack_keys(const struct dense *a, const float *k, float *panels) {
+    const long keys = a->keys, dim = a->head_dim;
+    for (long first = 0; first < keys; first += 16) {
         float *panel = panels + first / WIDE * WIDE * dim + first % WIDE;
         for (long d = 0; d < dim; d += 16) {
             __m512 x[16];
             for (int i = 0; i < 16; i++) {
+                const long key = least(first + i, keys - 1);
                 const __mmask16 some = first + i < keys ? lanes(dim - d) : 0;
-                x[i] = _mm512_maskz_loadu_ps(some, k + (first + i) * k_key + d);
+                x[i] = _mm512_maskz_loadu_ps(some, key_at(a, k, a->k_batch, a->k_key, key) + d);
             }
             turn(x);
             for (int i = 0; i < least(16, dim - d); i++)
@@ -115,23 +126,23 @@ static void pack_keys(const float *k, long k_key, long keys, long dim, float *pa
 }
 
 /* Values of one head as rows of `width` floats, in multiples of 16: behind `dim` 0. */
-static void pack_values(const float *v, long v_key, long keys, long dim, float *rows, long width) {
-    for (long key = 0; key < keys; key++)
+static void pack_values(const struct dense *a, const float *v, float *rows, long width) {
+    for (long key = 0; key < a->keys; key++) {
+        const float *from = key_at(a, v, a->v_batch, a->v_key, key);
         for (long d = 0; d < width; d += 16)
-            _mm512_storeu_ps(rows + key * width + d,
-                             _mm512_maskz_loadu_ps(lanes(dim - d), v + key * v_key + d));
+            _mm512_storeu_ps(rows + key * width + d, _mm512_maskz_loadu_ps(lanes(a->head_dim - d), from + d));
+    }
 }
 
-static void add_values(int rows, const float *weights, long row, const float *values, long width,
-                       long first, long last, float *out) {
-    const float *from = values + first * width;
-    const long count = last - first;
-    for (long d = 0; d < width; d += WIDE) switch (least(4, (width - d) / 16)) {
-        case 1: FOR_ROWS(rows, multiply, 1, 0, 0, weights + first, row, from + d, width, count, out + d, width) break;
-        case 2: FOR_ROWS(rows, multiply, 2, 0, 0, weights + first, row, from + d, width, count, out + d, width) break;
-        case 3: FOR_ROWS(rows, multiply, 3, 0, 0, weights + first, row, from + d, width, count, out + d, width) break;
-        default: FOR_ROWS(rows, multiply, 4, 0, 0, weights + first, row, from + d, width, count, out + d, width)
-        }
+/* x [rows, count] · y [count, the first `wide` of 64 columns, in multiples of 16] → out */
+static void multiply_some(int rows, long wide, const float *x, long x_row, const float *y, long y_row,
+                          long count, float *out, long out_row) {
+    switch (wide) {
+    case 16: FOR_ROWS(rows, multiply, 1, 0, 0, x, x_row, y, y_row, count, out, out_row) break;
+    case 32: FOR_ROWS(rows, multiply, 2, 0, 0, x, x_row, y, y_row, count, out, out_row) break;
+    case 48: FOR_ROWS(rows, multiply, 3, 0, 0, x, x_row, y, y_row, count, out, out_row) break;
+    default: FOR_ROWS(rows, multiply, 4, 0, 0, x, x_row, y, y_row, count, out, out_row)
+    }
 }
 
 /* One head of one of a batch; `space` is for packed keys and values, scores and sums. */
@@ -143,15 +154,16 @@ static void attend_head(const struct dense *a, long batch, long head, float *spa
     const float *q = a->q + batch * a->q_batch + head * a->q_head;
     float *out = a->out + batch * a->out_batch + head * a->out_head;
     const float scale = 1 / sqrtf((float)dim), slope = a->seen.slopes ? a->seen.slopes[head] : 0;
-    pack_keys(a->k + batch * a->k_batch + kv_head * a->k_head, a->k_key, a->keys, dim, keys);
-    pack_values(a->v + batch * a->v_batch + kv_head * a->v_head, a->v_key, a->keys, dim, values, width);
+    const long k_batch = a->table ? 0 : batch * a->k_batch, v_batch = a->table ? 0 : batch * a->v_batch;
+    pack_keys(a, a->k + k_batch + kv_head * a->k_head, keys);
+    pack_values(a, a->v + v_batch + kv_head * a->v_head, values, width);
     for (long i = 0; i < a->queries; i += ROWS) {
         const int few = least(ROWS, a->queries - i);
         const long last = last_seen(a->seen, a->seen.start + i + few - 1, a->keys);
         const long first = a->seen.start < 0 ? 0 : first_seen(a->seen, a->seen.start + i);
         for (long key = first / WIDE * WIDE; key < last; key += WIDE)
-            FOR_ROWS(few, multiply, 4, 0, 0, q + i * a->q_row, a->q_row, keys + key * dim, WIDE, dim,
-                     scores + key, row)
+            multiply_some(few, least(WIDE, rounded_up(last - key, 16)), q + i * a->q_row, a->q_row,
+                          keys + key * dim, WIDE, dim, scores + key, row);
         float totals[ROWS];
         for (int r = 0; r < few; r++) {
             const long place = a->seen.start + i + r, to = last_seen(a->seen, place, a->keys);
@@ -159,7 +171,9 @@ static void attend_head(const struct dense *a, long batch, long head, float *spa
             if (slope) add_slope(scores + r * row, from, to, slope / scale, place);
             totals[r] = soften(scores + r * row, from, to, rounded_up(last, 16), scale);
         }
-        add_values(few, scores, row, values, width, first, last, sums);
+        for (long d = 0; d < width; d += WIDE)
+            multiply_some(few, least(WIDE, width - d), scores + first, row, values + first * width + d,
+                          width, last - first, sums + d, width);
         for (int r = 0; r < few; r++)
             for (long d = 0; d < dim; d += 16)
                 _mm512_mask_storeu_ps(out + (i + r) * a->out_row + d, lanes(dim - d),
@@ -175,6 +189,7 @@ int flamingo_attend(const struct dense *a, int threads) {
     if (a->batch * a->heads * a->queries * a->keys * a->head_dim < SMALL) threads = 1;
 #pragma omp parallel num_threads(threads) reduction(| : failed)
     {
+        const unsigned before = drop_denormals();
         float *space = room(size * sizeof(float));
         failed = !space;
 #pragma omp for collapse(2) schedule(dynamic)
@@ -182,6 +197,7 @@ int flamingo_attend(const struct dense *a, int threads) {
             for (long head = 0; head < a->heads; head++)
                 if (space) attend_head(a, batch, head, space);
         free(space);
+        _mm_setcsr(before);
     }
     return failed;
 }
@@ -192,11 +208,17 @@ ALWAYS const float *block_of(const struct paged *a, const float *x, long row, lo
     return x + a->tables[row * a->width + key / a->block_size] * a->block + head * a->head;
 }
 
-/* `dim` in 16s, and what is left of it; a constant where it is the usual one. */
-ALWAYS void block_scores(const float *q, const float *k, long k_key, long count, long dim,
-                         float *scores) {
-    for (long key = 0; key < count; key++, k += k_key) {
+/* A head's part of a key is short, the next one far away: no hardware would ask for it. */
+ALWAYS void ask_for(const float *x, long dim) {
+    for (long d = 0; d < dim; d += 16) _mm_prefetch((const char *)(x + d), _MM_HINT_T0);
+}
+
+/* `dim` in 16s, and what is left of it; a constant where it is the usual one. `next` is read next. */
+ALWAYS void block_scores(const float *q, const float *k, const float *next, long k_key, long count,
+                         long dim, float *scores) {
+    for (long key = 0; key < count; key++, k += k_key, next += k_key) {
         __m512 sum = _mm512_setzero_ps();
+        ask_for(next, dim);
         for (long d = 0; d < dim; d += 16) {
             const __mmask16 some = lanes(dim - d);
             FMA(sum, _mm512_maskz_loadu_ps(some, q + d), _mm512_maskz_loadu_ps(some, k + d));
@@ -205,14 +227,16 @@ ALWAYS void block_scores(const float *q, const float *k, long k_key, long count,
     }
 }
 
-ALWAYS void add_block(const float *weights, const float *v, long v_key, long count, long dim,
-                      float *out) {
+ALWAYS void add_block(const float *weights, const float *v, const float *next, long v_key,
+                      long count, long dim, float *out) {
     __m512 sums[4];
     for (int i = 0; i < 4; i++) sums[i] = _mm512_maskz_loadu_ps(lanes(dim - 16 * i), out + 16 * i);
-    for (long key = 0; key < count; key++, v += v_key)
+    for (long key = 0; key < count; key++, v += v_key, next += v_key) {
+        ask_for(next, least(WIDE, dim));
         for (int i = 0; i < 4; i++)
             FMA(sums[i], _mm512_set1_ps(weights[key]),
                 _mm512_maskz_loadu_ps(lanes(dim - 16 * i), v + 16 * i));
+    }
     for (int i = 0; i < 4; i++) _mm512_mask_storeu_ps(out + 16 * i, lanes(dim - 16 * i), sums[i]);
 }
 
@@ -221,24 +245,28 @@ static void attend_token(const struct paged *a, const float *q, long row, long h
     const long dim = a->head_dim, size = a->block_size, length = a->lengths[row];
     const long kv_head = head / (a->heads / a->kv_heads), first = first_seen(a->seen, length - 1);
     const long begin = first / size * size;
-    for (long key = begin; key < length; key += size) {
-        const float *k = block_of(a, a->k, row, key, kv_head);
+    const float *k = block_of(a, a->k, row, begin, kv_head), *next;
+    const float *v = block_of(a, a->v, row, begin, kv_head);
+    for (long key = begin; key < length; key += size, k = next) {
+        const long count = least(size, length - key);
+        next = key + size < length ? block_of(a, a->k, row, key + size, kv_head) : v;
         if (dim == WIDE)
-            block_scores(q, k, a->key, least(size, length - key), WIDE, scores + key);
+            block_scores(q, k, next, a->key, count, WIDE, scores + key);
         else
-            block_scores(q, k, a->key, least(size, length - key), dim, scores + key);
+            block_scores(q, k, next, a->key, count, dim, scores + key);
     }
     const float scale = 1 / sqrtf((float)dim);
     if (a->seen.slopes) add_slope(scores, first, length, a->seen.slopes[head] / scale, length - 1);
     const float total = soften(scores, first, length, rounded_up(length, 16), scale);
     for (long d = 0; d < dim; d++) out[d] = 0;
-    for (long key = begin; key < length; key += size) {
-        const float *v = block_of(a, a->v, row, key, kv_head);
+    for (long key = begin; key < length; key += size, v = next) {
+        const long count = least(size, length - key);
+        next = key + size < length ? block_of(a, a->v, row, key + size, kv_head) : v;
         if (dim == WIDE)
-            add_block(scores + key, v, a->key, least(size, length - key), WIDE, out);
+            add_block(scores + key, v, next, a->key, count, WIDE, out);
         else
             for (long d = 0; d < dim; d += WIDE)
-                add_block(scores + key, v + d, a->key, least(size, length - key), dim - d, out + d);
+                add_block(scores + key, v + d, next + d, a->key, count, dim - d, out + d);
     }
     for (long d = 0; d < dim; d += 16) {
         const __mmask16 some = lanes(dim - d);
@@ -258,6 +286,7 @@ int flamingo_attend_paged(const struct paged *a, const float *q, long q_row, flo
     if (work < SMALL) threads = 1;
 #pragma omp parallel num_threads(threads) reduction(| : failed)
     {
+        const unsigned before = drop_denormals();
         float *scores = room(size * sizeof(float));
         failed = !scores;
 #pragma omp for collapse(2) schedule(dynamic)
@@ -266,6 +295,7 @@ int flamingo_attend_paged(const struct paged *a, const float *q, long q_row, flo
                 if (scores) attend_token(a, q + row * q_row + head * dim, row, head, scores,
                                          out + (row * a->heads + head) * dim);
         free(scores);
+        _mm_setcsr(before);
     }
     return failed;
 }

@@ -25,7 +25,9 @@ class DenseStruct(ctypes.Structure):
     """`struct dense` of attention.c."""
 
     _fields_ = [
-        *((name, c_void_p) for name in ("q", "k", "v", "out")),
+        *((name, c_void_p) for name in ("q", "k", "v", "table")),
+        ("block_size", c_long),
+        ("out", c_void_p),
         ("strides", c_long * 12),  # of q, k, v and out: batch, row, head
         *((name, c_long) for name in ("batch", "heads", "kv_heads", "head_dim", "queries", "keys")),
         ("seen", SeenStruct),
@@ -52,20 +54,29 @@ def attend(
     start: int | None = None,
     slopes: Tensor | None = None,
     window: int | None = None,
+    blocks: Tensor | None = None,
 ) -> Tensor:
     """q [N, T, heads, D], k and v [N, S, kv_heads, D] → [N, T, heads, D].
 
     Every query sees all keys; or, with `start`, query i stands behind `start + i` keys and sees
     those, its own and no later ones, of a `window` the last. `slopes` [heads] are ALiBi's.
+
+    With `blocks` [B], N is 1, k and v are [blocks, block_size, kv_heads, D], and the keys are those
+    of the blocks named, up to the last query's.
     """
-    assert start is not None or (slopes is None and window is None)
+    assert start is not None or (slopes is None and window is None and blocks is None)
     assert q.dtype == k.dtype == v.dtype == torch.float32
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     out = q.new_empty(q.shape)
-    struct = DenseStruct(*(x.data_ptr() for x in (q, k, v, out)))
+    table = None if blocks is None else blocks.data_ptr()
+    struct = DenseStruct(q.data_ptr(), k.data_ptr(), v.data_ptr(), table, k.shape[1], out.data_ptr())
     struct.strides[:] = [stride for x in (q, k, v, out) for stride in x.stride()[:3]]
     struct.batch, struct.queries, struct.heads, struct.head_dim = q.shape
     struct.keys, struct.kv_heads = k.shape[1:3]
+    if blocks is not None and start is not None:
+        assert len(q) == 1 and blocks.is_contiguous() and blocks.dtype == torch.int64
+        struct.keys = start + q.shape[1]
+        assert struct.keys <= len(blocks) * struct.block_size
     struct.seen = seen(slopes, -1 if start is None else start, window)
     check(library().flamingo_attend(ctypes.addressof(struct), torch.get_num_threads()))
     return out

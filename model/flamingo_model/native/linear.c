@@ -217,7 +217,7 @@ ALWAYS __m512 activated(int activation, __m512 x) {
     switch (activation) {
     case RELU: return positive;
     case SQUARED_RELU: return _mm512_mul_ps(positive, positive);
-    case SILU: return _mm512_mul_ps(x, sigmoid16(x));
+    case SILU: return _mm512_mul_ps(x, sigmoid16(x, 1));
     case GELU: {
         __m512 erf = erf16(_mm512_mul_ps(x, _mm512_set1_ps(0.70710678f)));
         return _mm512_mul_ps(_mm512_mul_ps(half, x), _mm512_add_ps(one, erf));
@@ -297,6 +297,7 @@ int flamingo_linear(const struct linear *w, const float *x, long rows, float *y,
     if (!make_room(w, &a, rows, threads)) return give_back(&a), 1;
 #pragma omp parallel num_threads(threads)
     {
+        const unsigned before = drop_denormals();
         float sums[ROWS * WIDE] __attribute__((aligned(64)));
         if (is_changed) {
 #pragma omp for schedule(static)
@@ -312,6 +313,7 @@ int flamingo_linear(const struct linear *w, const float *x, long rows, float *y,
                     multiply_panel(w, &a, panel, row, few, row == part * at_once, rows, sums);
                     finish(w, panel, sums, few, y + at, residual ? residual + at : NULL);
                 }
+        _mm_setcsr(before);
     }
     give_back(&a);
     return 0;

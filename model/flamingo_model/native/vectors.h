@@ -30,25 +30,8 @@ ALWAYS void *room(long bytes) { return aligned_alloc(64, rounded_up(bytes + 1, 6
 /* The first n of 16 lanes; n may be out of range. */
 ALWAYS __mmask16 lanes(long n) { return n >= 16 ? 0xFFFF : n <= 0 ? 0 : (__mmask16)((1u << n) - 1); }
 
-/* Cephes' polynomial, within two units in the last place; NaN stays: it is the second operand. */
-ALWAYS __m512 exp16(__m512 x) {
-    const __m512 log2e = _mm512_set1_ps(1.44269504f);
-    x = _mm512_min_ps(_mm512_set1_ps(89.0f), _mm512_max_ps(_mm512_set1_ps(-105.0f), x));
-    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, log2e), 0);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
-    p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
-    return _mm512_scalef_ps(p, n);
-}
-
-/* 2 to the power of x <= 0, as Cephes has it; what is below -126 becomes 0 in steps, and so does
-   -inf, although r is no number then: scaling by -inf gives 0. */
+/* 2 to the power of x <= 126, as Cephes has it; -inf gives 0, although r is no number then: so does
+   scaling by -inf. */
 ALWAYS __m512 power16(__m512 x) {
     __m512 n = _mm512_roundscale_ps(x, 0), r = _mm512_sub_ps(x, n);
     __m512 p = _mm512_set1_ps(1.535336188319500e-4f);
@@ -60,30 +43,45 @@ ALWAYS __m512 power16(__m512 x) {
     return _mm512_scalef_ps(_mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f)), n);
 }
 
-ALWAYS __m512 sigmoid16(__m512 x) {
-    const __m512 one = _mm512_set1_ps(1.0f);
-    return _mm512_div_ps(one, _mm512_add_ps(one, exp16(_mm512_sub_ps(_mm512_setzero_ps(), x))));
+/* 1 / x within two units in the last place; x in 1 … 2^126 */
+ALWAYS __m512 inverse16(__m512 x) {
+    __m512 near = _mm512_rcp14_ps(x);
+    return _mm512_mul_ps(near, _mm512_fnmadd_ps(x, near, _mm512_set1_ps(2.0f)));
 }
 
-/* 1 - 2 / (1 + exp(2x)) */
+/* 1 / (1 + exp(-by · x)); NaN stays, it is the second operand. */
+ALWAYS __m512 sigmoid16(__m512 x, float by) {
+    __m512 power = _mm512_mul_ps(x, _mm512_set1_ps(-1.44269504f * by));
+    power = power16(_mm512_min_ps(_mm512_set1_ps(126.0f), power));
+    return inverse16(_mm512_add_ps(_mm512_set1_ps(1.0f), power));
+}
+
+/* 2 / (1 + exp(-2x)) - 1 */
 ALWAYS __m512 tanh16(__m512 x) {
-    __m512 two = _mm512_set1_ps(2.0f), one = _mm512_set1_ps(1.0f);
-    return _mm512_sub_ps(one, _mm512_div_ps(two, _mm512_add_ps(one, exp16(_mm512_mul_ps(two, x)))));
+    return _mm512_fmsub_ps(_mm512_set1_ps(2.0f), sigmoid16(x, 2), _mm512_set1_ps(1.0f));
 }
 
 /* Abramowitz and Stegun 7.1.26: within 1.5e-7. */
 ALWAYS __m512 erf16(__m512 x) {
-    __m512 size = _mm512_abs_ps(x), one = _mm512_set1_ps(1.0f);
-    __m512 t = _mm512_div_ps(one, _mm512_fmadd_ps(_mm512_set1_ps(0.3275911f), size, one));
+    __m512 size = _mm512_min_ps(_mm512_set1_ps(16.0f), _mm512_abs_ps(x)), one = _mm512_set1_ps(1.0f);
+    __m512 t = inverse16(_mm512_fmadd_ps(_mm512_set1_ps(0.3275911f), size, one));
     __m512 p = _mm512_set1_ps(1.061405429f);
     p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-1.453152027f));
     p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(1.421413741f));
     p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-0.284496736f));
     p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(0.254829592f));
-    __m512 tail = _mm512_mul_ps(exp16(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_mul_ps(x, x))), t);
-    __m512 found = _mm512_fnmadd_ps(p, tail, one);
+    __m512 square = _mm512_mul_ps(size, _mm512_mul_ps(size, _mm512_set1_ps(-1.44269504f)));
+    __m512 found = _mm512_fnmadd_ps(p, _mm512_mul_ps(power16(square), t), one);
     __m512i sign = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(1 << 31));
     return _mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(found), sign));
+}
+
+/* From here on, in this thread, numbers below 2^-126 are 0: each would cost a hundred cycles.
+   Returns what `_mm_setcsr` takes to end it. */
+ALWAYS unsigned drop_denormals(void) {
+    const unsigned before = _mm_getcsr();
+    _mm_setcsr(before | 0x8040);
+    return before;
 }
 
 #define SUMS(r) __m512 s##r##0 = zero, s##r##1 = zero, s##r##2 = zero, s##r##3 = zero;
