@@ -199,14 +199,15 @@ class PackedLinear(nn.Module):
             self.many_from = measured(kind, (self.in_features, self.out_features), *kernels)
 
     def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
-        rows = x if x.dim() == 2 else x.reshape(-1, self.in_features)
-        kernel = self.few if rows.shape[0] < self.many_from else self.many
-        if more is not None and more.dtype == torch.float32 and isinstance(kernel, Product):
-            out = kernel(rows, more.reshape(-1, self.out_features)).to(self.dtype or x.dtype)
-        else:
-            out = kernel(rows).to(self.dtype or x.dtype)
-            out = out if more is None else out.add_(more.reshape(-1, self.out_features))
-        return out if x.dim() == 2 else out.view(*x.shape[:-1], self.out_features)
+        is_few = self.has_two and x.numel() < self.many_from * self.in_features
+        kernel, dtype = self.few if is_few else self.many, self.dtype or x.dtype
+        if isinstance(kernel, Product) and (more is None or more.dtype == torch.float32):
+            return kernel(x, more).to(dtype)
+        out = kernel(x.reshape(-1, self.in_features)).to(dtype)
+        out = out.view(*x.shape[:-1], self.out_features)
+        return out if more is None else out.add_(more)
+
+    __call__ = forward  # no hooks: a step calls it a hundred times, and each would take longer
 
     def normed(self, x: Tensor) -> Tensor:
         """What is multiplied."""

@@ -59,9 +59,12 @@ class Transform:
 
     def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 [..., H, W, 3] → float32 [..., 3, H, W], `(x / 255 - mean) / std`."""
-        mean, std = np.array((self.mean, self.std), dtype=np.float32)
-        scaled = (pixels.astype(np.float32) / 255 - mean) / std  # [..., H, W, 3]
-        return np.ascontiguousarray(np.moveaxis(scaled, -1, -3))
+        mean, std = np.array((self.mean, self.std), dtype=np.float32)[:, :, None, None]
+        planes = np.moveaxis(pixels, -1, -3).astype(np.float32, order="C")  # while they are small
+        planes /= 255
+        planes -= mean
+        planes /= std
+        return planes
 
 
 def to_pixels(picture: Image.Image, transform: Transform) -> NDArray[np.uint8]:

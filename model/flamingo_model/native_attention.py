@@ -34,7 +34,9 @@ class NativeSelfAttention:
             if span.mask is None
         ]
         self.slopes, self.window = alibi(cache), cache.reach.window
-        self.keys, self.values = (x.unflatten(1, (-1, cache.block_size)) for x in (cache.k, cache.v))
+        self.keys, self.values = (
+            x.unflatten(1, (-1, cache.block_size)) for x in (cache.k, cache.v)
+        )
         if self.num:
             lengths = batch.positions[: self.num] + 1
             blocks = padded(batch.decodes, lengths.device)

@@ -231,6 +231,22 @@ def test_a_token_sees_the_first_keys_of_its_blocks(
         assert_exact(found[one], exact(*parts, length - 1, **rule)[:, 0])
 
 
+@few_examples
+@given(st.data(), sizes(), st.integers(0, 100), st.integers(1, 20), st.sampled_from([1, 4, 5, 16]))
+def test_a_prompt_sees_keys_in_blocks_as_those_in_a_row(
+    data: st.DataObject, shape: tuple[int, int, int], start: int, num: int, size: int
+) -> None:
+    heads, kv_heads, dim = shape
+    rule, length = data.draw(rules(heads)), start + num
+    q = 3 * noise(1, num, heads, dim)
+    k, v = (noise(1, length, kv_heads, dim, seed=seed) for seed in (1, 2))
+    [blocks] = blocks_of([length], size, length)
+    table = Table(torch.tensor([blocks]), torch.tensor([length]))
+    in_blocks = [cut_to(filled([blocks], size, x), table) for x in (k, v)]
+    found = attend(q, *in_blocks, start, **rule, blocks=torch.tensor(blocks))
+    assert torch.equal(found, attend(q, k, v, start, **rule))
+
+
 @pytest.mark.parametrize("dim", DIMS)
 def test_a_token_is_the_same_in_any_blocks_and_any_company(dim: int) -> None:
     lengths, slopes = [1, 63, 64, 65, 150, 200, 0, 16], torch.tensor([0.5, 0.25, 0.1, 0.01])

@@ -55,11 +55,10 @@ def test_a_packed_tower_sees_the_same(name: str, num_pictures: int) -> None:
 
 
 @needs_kernels
-def test_a_picture_passes_our_layers_the_same_alone_and_beside_others() -> None:
-    tower = packed_tower(TOWERS["clip"]().eval(), "float32")
-    pixels = torch.randn(5, 3, 32, 32)
-    embedded = tower.embeddings(pixels)  # a convolution of torch's, which comes before
-    for layer in tower.layers:
-        together = layer(embedded)
-        assert torch.equal(torch.cat([layer(one) for one in embedded.split(1)]), together)
-        embedded = together
+@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("kind", ["float32", "int8"])
+def test_a_picture_is_seen_the_same_alone_and_beside_others(name: str, kind: str) -> None:
+    tower = packed_tower(TOWERS[name]().eval(), kind)
+    pixels = torch.randn(7, 3, 32, 32)
+    alone = [tower(one) for one in pixels.split(1)]
+    assert torch.equal(torch.cat(alone), tower(pixels))

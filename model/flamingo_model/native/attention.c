@@ -9,16 +9,15 @@ struct seen { /* which keys a query sees; query i of many stands at `start` + i 
     long window;         /* the last keys that are seen; 0: all */
 };
 
-struct dense { /* strides in floats; keys of a head lie `key` apart, in blocks if there is a table */
+struct dense { /* strides in floats; keys of a head lie `key` apart */
     const float *q, *k, *v;
-    const int64_t *table; /* of the blocks with keys and values, which then are strides of `k_batch`
-                             and `v_batch`; or NULL */
-    long block_size;
     float *out;
     long q_batch, q_row, q_head, k_batch, k_key, k_head, v_batch, v_key, v_head;
     long out_batch, out_row, out_head;
     long batch, heads, kv_heads, head_dim, queries, keys;
     struct seen seen;
+    const int64_t *table; /* or NULL; else keys and values lie in these blocks, `batch` apart */
+    long block_size;
 };
 
 struct paged { /* keys in blocks; `k` and `v` have the same strides */

@@ -25,12 +25,12 @@ class DenseStruct(ctypes.Structure):
     """`struct dense` of attention.c."""
 
     _fields_ = [
-        *((name, c_void_p) for name in ("q", "k", "v", "table")),
-        ("block_size", c_long),
-        ("out", c_void_p),
+        *((name, c_void_p) for name in ("q", "k", "v", "out")),
         ("strides", c_long * 12),  # of q, k, v and out: batch, row, head
         *((name, c_long) for name in ("batch", "heads", "kv_heads", "head_dim", "queries", "keys")),
         ("seen", SeenStruct),
+        ("table", c_void_p),
+        ("block_size", c_long),
     ]
 
 
@@ -68,13 +68,13 @@ def attend(
     assert q.dtype == k.dtype == v.dtype == torch.float32
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     out = q.new_empty(q.shape)
-    table = None if blocks is None else blocks.data_ptr()
-    struct = DenseStruct(q.data_ptr(), k.data_ptr(), v.data_ptr(), table, k.shape[1], out.data_ptr())
+    struct = DenseStruct(*(x.data_ptr() for x in (q, k, v, out)))
     struct.strides[:] = [stride for x in (q, k, v, out) for stride in x.stride()[:3]]
     struct.batch, struct.queries, struct.heads, struct.head_dim = q.shape
     struct.keys, struct.kv_heads = k.shape[1:3]
     if blocks is not None and start is not None:
         assert len(q) == 1 and blocks.is_contiguous() and blocks.dtype == torch.int64
+        struct.table, struct.block_size = blocks.data_ptr(), k.shape[1]
         struct.keys = start + q.shape[1]
         assert struct.keys <= len(blocks) * struct.block_size
     struct.seen = seen(slopes, -1 if start is None else start, window)

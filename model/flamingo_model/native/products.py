@@ -83,16 +83,16 @@ class Product:
         self.weight, self.struct.weight = moved, moved.data_ptr()
 
     def __call__(self, x: Tensor, more: Tensor | None = None) -> Tensor:
-        """[M, in] of any float type, and float32 [M, out] to be added → float32 [M, out]"""
-        x = x.contiguous() if x.dtype == torch.float32 else x.float().contiguous()
-        rows, inputs = x.shape
-        assert inputs == self.inputs, "the kernel would read beyond the rows"
-        out, address = x.new_empty(rows, self.outputs), None
+        """[..., in] of any float type, and float32 [..., out] to be added → float32 [..., out]"""
+        if x.dtype != torch.float32 or not x.is_contiguous():
+            x = x.float().contiguous()
+        assert x.shape[-1] == self.inputs, "the kernel would read beyond the rows"
+        out, address = x.new_empty((*x.shape[:-1], self.outputs)), None
         if more is not None:
             more = more.contiguous()
             assert more.shape == out.shape and more.dtype == torch.float32
             address = more.data_ptr()
-        threads = torch.get_num_threads()
+        rows, threads = x.numel() // self.inputs, torch.get_num_threads()
         check(self.run(self.address, x.data_ptr(), rows, out.data_ptr(), address, threads))
         return out
 
