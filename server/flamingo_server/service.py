@@ -31,7 +31,7 @@ from .media.pool import MediaPool
 from .metrics import Metrics
 from .prompts import PromptBuilder, PromptLimits
 from .protocol.generate import ConstraintRule
-from .threads import in_passing_thread
+from .threads import give_way, in_passing_thread
 
 if TYPE_CHECKING:
     from .constraints import ConstraintCompiler
@@ -98,8 +98,8 @@ class Service:
         transform = config.vision.pixel_transform()
         limit = min(self.settings.max_tokens, config.decoder.max_positions)
         self.settings = self.settings.model_copy(update={"max_tokens": limit})
-        dtype = model.decoder.embed.weight.dtype
-        limits = self.settings.engine_limits(BlockCache.bytes_per_token(config, dtype))
+        like = model.decoder.embed.weight
+        limits = self.settings.engine_limits(BlockCache.bytes_per_token(config, like.dtype))
         store = self.latents_store(model)  # named by the weights, which packing hides
         kernels = self.pack(model)
         self.adapters = AdapterLibrary(model, opened.weights, kernels, self.settings)
@@ -115,6 +115,8 @@ class Service:
         self.transform = transform
         self.pool.warm()
         self.engine.start()
+        if like.device.type == "cpu":
+            give_way(self.engine.thread)
         self.model_name = config.name
         self.is_loaded = True
 

@@ -114,10 +114,10 @@ async def next_event(
     try:
         event = None
         while event is None:
-            event = await events.next(timeout=0.25)
-            if await request.is_disconnected():
+            if await request.is_disconnected():  # asked before the wait, which it does not lengthen
                 cancel()
                 return None
+            event = await events.next(timeout=0.25)
         return event
     except BaseException:
         cancel()
