@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from flamingo_model.packed_resampler import FILMS_AT_ONCE, PackedPerceiver, packed_resampler
 from flamingo_model.packing import pack_linears
 from flamingo_model.resampler import PerceiverResampler, build_resampler
+from our_kernels import needs_kernels
 from tiny import tiny_config
 
 CONFIG = tiny_config().resampler
@@ -77,3 +78,13 @@ def test_only_the_papers_kind_with_plain_layers_is_rebuilt() -> None:
 def test_packing_twice_changes_nothing() -> None:
     once = packed_resampler(drawn("the paper's"), "float32")
     assert packed_resampler(once, "float32") is once
+
+
+@needs_kernels
+@pytest.mark.parametrize("kernels", ["ours"], indirect=True)
+@pytest.mark.parametrize("kind", ["float32", "int8"])
+@pytest.mark.parametrize("name", ["the paper's", "with normed queries", "with a projection"])
+def test_a_films_latents_are_the_same_alone_and_beside_others(name: str, kind: str) -> None:
+    resampler, features = packed(drawn(name), kind), torch.randn(FILMS_AT_ONCE + 3, 2, 9, 24)
+    alone = [resampler(one) for one in features.split(1)]
+    assert torch.equal(torch.cat(alone), resampler(features))

@@ -105,7 +105,7 @@ ALWAYS const float *key_at(const struct dense *a, const float *x, long x_block, 
     return x + a->table[i / a->block_size] * x_block + i % a->block_size * x_key;
 }
 
-/* Keys of one head as panels [keys / 64][dim][64]; behind the last key 0. */
+/* Keys of one head as panels [keys / 64][dim][64]; behind the last key 0, up to the next 16. */
 static void pack_keys(const struct dense *a, const float *k, float *panels) {
     const long keys = a->keys, dim = a->head_dim;
     for (long first = 0; first < keys; first += 16) {
