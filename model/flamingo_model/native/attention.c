@@ -16,7 +16,7 @@ struct dense { /* strides in floats; keys of a head lie `key` apart */
     long out_batch, out_row, out_head;
     long batch, heads, kv_heads, head_dim, queries, keys;
     struct seen seen;
-    const int64_t *table; /* or NULL; else keys and values lie in these blocks, `batch` apart */
+    const int64_t *table; /* or NULL; of a batch of one, whose keys lie in these blocks, `k_batch` apart */
     long block_size;
 };
 
@@ -153,9 +153,8 @@ static void attend_head(const struct dense *a, long batch, long head, float *spa
     const float *q = a->q + batch * a->q_batch + head * a->q_head;
     float *out = a->out + batch * a->out_batch + head * a->out_head;
     const float scale = 1 / sqrtf((float)dim), slope = a->seen.slopes ? a->seen.slopes[head] : 0;
-    const long k_batch = a->table ? 0 : batch * a->k_batch, v_batch = a->table ? 0 : batch * a->v_batch;
-    pack_keys(a, a->k + k_batch + kv_head * a->k_head, keys);
-    pack_values(a, a->v + v_batch + kv_head * a->v_head, values, width);
+    pack_keys(a, a->k + batch * a->k_batch + kv_head * a->k_head, keys);
+    pack_values(a, a->v + batch * a->v_batch + kv_head * a->v_head, values, width);
     for (long i = 0; i < a->queries; i += ROWS) {
         const int few = least(ROWS, a->queries - i);
         const long last = last_seen(a->seen, a->seen.start + i + few - 1, a->keys);
