@@ -294,3 +294,9 @@ def test_bytes_are_those_of_whole_panels() -> None:
         "int8": 128 * (96 + 4 + 4),  # a scale and a shift
         "int4": 128 * (96 // 2 + 3 * 4),  # three groups, each a scale and a lowest value
     }
+
+
+def test_sums_too_small_for_a_usual_float_are_0_and_in_the_kernels_alone() -> None:
+    x, weight = torch.full((1, 4), 1e-30), torch.full((3, 4), 1e-10)
+    assert (float32_product(weight, Around())(x) == 0).all()
+    assert (x * 1e-10 > 0).all()  # the thread that called them goes on as it was
