@@ -188,7 +188,7 @@ class Updated(nn.Module):
         self.product, self.updates = product, updates
 
     def forward(self, x: Tensor, *more: Tensor) -> Tensor:
-        seen = self.product.normed(x) if isinstance(self.product, PackedLinear) else x
+        seen = self.product.around.normed(x) if isinstance(self.product, PackedLinear) else x
         # First, for a packed product may use its input up.
         added = [
             (rows, update(seen if rows is None else seen[rows])) for rows, update in self.updates

@@ -209,10 +209,6 @@ class PackedLinear(nn.Module):
 
     __call__ = forward  # no hooks: a step calls it a hundred times, and each would take longer
 
-    def normed(self, x: Tensor) -> Tensor:
-        """What is multiplied."""
-        return x if self.around.norm is None else self.around.norm(x)
-
     def spend_input(self) -> PackedLinear:
         """From now on what it is given may be written over: for what nobody else reads."""
         for kernel in (self.few, self.many):
@@ -281,10 +277,7 @@ class Surrounded:
         self.kernel, self.around, self.nbytes = kernel, around, kernel.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
-        norm, activation = self.around.norm, self.around.activation
-        if norm is not None:  # which takes its own type alone; what is measured is float32
-            x = norm(x if norm.weight is None else x.to(norm.weight.dtype))
-        out = self.kernel(x)
+        out, activation = self.kernel(self.around.normed(x)), self.around.activation
         return out if activation is None else activation(out)
 
 

@@ -27,7 +27,8 @@ class NativeSelfAttention:
     def __init__(self, cache: BlockCache, batch: Batch, in_place: bool = True) -> None:
         self.cache, self.num, self.places = cache, batch.num_decoding, batch.places
         trees = tuple(span for span in batch.spans if span.mask is not None)
-        self.trees = CachedSelfAttention(cache, replace(batch, decodes=(), spans=trees), in_place)
+        theirs = replace(batch, decodes=(), spans=trees)
+        self.trees = CachedSelfAttention(cache, theirs, in_place) if trees else None
         self.spans = [
             (span, torch.tensor(span.blocks, dtype=torch.long))
             for span in batch.spans
@@ -45,10 +46,13 @@ class NativeSelfAttention:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [N, heads, head_dim], k and v [N, kv_heads, head_dim]"""
-        if self.num == len(q):
+        if self.trees is not None:
+            out: Tensor = self.trees(layer, q, k, v)  # writes the keys of all tokens
+        else:
             self.cache.write(layer, self.places, k, v)
-            return self.paged(layer, q)
-        out: Tensor = self.trees(layer, q, k, v)  # writes the keys of all tokens
+            if self.num == len(q):
+                return self.paged(layer, q)
+            out = torch.empty_like(q)
         if self.num:
             out[: self.num] = self.paged(layer, q[: self.num])
         keys, values = self.keys[layer], self.values[layer]

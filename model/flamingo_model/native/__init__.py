@@ -33,7 +33,7 @@ def library() -> Any:
         return None
     loaded.flamingo_linear.argtypes = (c_void_p, c_void_p, c_long, c_void_p, c_void_p, c_int)
     loaded.flamingo_attend.argtypes = (c_void_p, c_int)
-    loaded.flamingo_attend_paged.argtypes = (c_void_p, c_void_p, c_long, c_void_p, c_int)
+    loaded.flamingo_attend_paged.argtypes = (c_void_p, c_int)
     return loaded
 
 

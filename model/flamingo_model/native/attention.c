@@ -21,7 +21,9 @@ struct dense { /* strides in floats; keys of a head lie `key` apart */
 };
 
 struct paged { /* keys in blocks; `k` and `v` have the same strides */
-    const float *k, *v;
+    const float *q, *k, *v;
+    float *out; /* as q [rows, heads, head_dim], but dense; rows of q lie `q_row` floats apart */
+    long q_row;
     long block, key, head; /* strides in floats */
     long block_size, heads, kv_heads, head_dim;
     const int64_t *tables, *lengths; /* [rows, width], [rows] */
@@ -71,6 +73,28 @@ static float soften(float *scores, long first, long last, long count, float scal
 /* A query that sees nothing gets 0. */
 ALWAYS __m512 divided(__m512 sums, float total) {
     return total == 0 ? _mm512_setzero_ps() : _mm512_mul_ps(sums, _mm512_set1_ps(1 / total));
+}
+
+/* What attends does so for one head of one row, or of one of a batch, with room of its own. */
+typedef void attend_one(const void *a, long row, long head, float *space);
+
+/* One for each of `rows` and each head, with room for `size` floats. 0, or 1: no memory. */
+static int attend_each(attend_one *attend, const void *a, long rows, long heads, long size,
+                       int threads) {
+    int failed = 0;
+#pragma omp parallel num_threads(threads) reduction(| : failed)
+    {
+        const unsigned before = drop_denormals();
+        float *space = room(size * sizeof(float));
+        failed = !space;
+#pragma omp for collapse(2) schedule(dynamic)
+        for (long row = 0; row < rows; row++)
+            for (long head = 0; head < heads; head++)
+                if (space) attend(a, row, head, space);
+        free(space);
+        _mm_setcsr(before);
+    }
+    return failed;
 }
 
 /* ---- many queries */
@@ -145,7 +169,8 @@ static void multiply_some(int rows, long wide, const float *x, long x_row, const
 }
 
 /* One head of one of a batch; `space` is for packed keys and values, scores and sums. */
-static void attend_head(const struct dense *a, long batch, long head, float *space) {
+static void attend_head(const void *dense, long batch, long head, float *space) {
+    const struct dense *a = dense;
     const long dim = a->head_dim, width = rounded_up(dim, 16), row = rounded_up(a->keys, WIDE);
     const long kv_head = head / (a->heads / a->kv_heads);
     float *keys = space, *values = keys + row * dim, *scores = values + row * width;
@@ -183,21 +208,8 @@ static void attend_head(const struct dense *a, long batch, long head, float *spa
 int flamingo_attend(const struct dense *a, int threads) {
     const long row = rounded_up(a->keys, WIDE), width = rounded_up(a->head_dim, 16);
     const long size = row * (a->head_dim + width + ROWS) + ROWS * width;
-    int failed = 0;
     if (a->batch * a->heads * a->queries * a->keys * a->head_dim < SMALL) threads = 1;
-#pragma omp parallel num_threads(threads) reduction(| : failed)
-    {
-        const unsigned before = drop_denormals();
-        float *space = room(size * sizeof(float));
-        failed = !space;
-#pragma omp for collapse(2) schedule(dynamic)
-        for (long batch = 0; batch < a->batch; batch++)
-            for (long head = 0; head < a->heads; head++)
-                if (space) attend_head(a, batch, head, space);
-        free(space);
-        _mm_setcsr(before);
-    }
-    return failed;
+    return attend_each(attend_head, a, a->batch, a->heads, size, threads);
 }
 
 /* ---- one query each */
@@ -238,9 +250,11 @@ ALWAYS void add_block(const float *weights, const float *v, const float *next, l
     for (int i = 0; i < 4; i++) _mm512_mask_storeu_ps(out + 16 * i, lanes(dim - 16 * i), sums[i]);
 }
 
-static void attend_token(const struct paged *a, const float *q, long row, long head, float *scores,
-                         float *out) {
+static void attend_token(const void *paged, long row, long head, float *scores) {
+    const struct paged *a = paged;
     const long dim = a->head_dim, size = a->block_size, length = a->lengths[row];
+    const float *q = a->q + row * a->q_row + head * dim;
+    float *out = a->out + (row * a->heads + head) * dim;
     const long kv_head = head / (a->heads / a->kv_heads), first = first_seen(a->seen, length - 1);
     const long begin = first / size * size;
     const float *k = block_of(a, a->k, row, begin, kv_head), *next;
@@ -273,27 +287,11 @@ static void attend_token(const struct paged *a, const float *q, long row, long h
     }
 }
 
-/* q and out [rows, heads, head_dim]; rows of q lie `q_row` floats apart. A length of 0 gives 0.
-   0, or 1: no memory. */
-int flamingo_attend_paged(const struct paged *a, const float *q, long q_row, float *out,
-                          int threads) {
-    const long dim = a->head_dim, size = rounded_up(a->width * a->block_size, 16);
-    int failed = 0;
+/* Fills a->out; a length of 0 gives 0. 0, or 1: no memory. */
+int flamingo_attend_paged(const struct paged *a, int threads) {
+    const long size = rounded_up(a->width * a->block_size, 16);
     long work = 0;
-    for (long row = 0; row < a->rows; row++) work += a->lengths[row] * a->heads * dim;
+    for (long row = 0; row < a->rows; row++) work += a->lengths[row] * a->heads * a->head_dim;
     if (work < SMALL) threads = 1;
-#pragma omp parallel num_threads(threads) reduction(| : failed)
-    {
-        const unsigned before = drop_denormals();
-        float *scores = room(size * sizeof(float));
-        failed = !scores;
-#pragma omp for collapse(2) schedule(dynamic)
-        for (long row = 0; row < a->rows; row++)
-            for (long head = 0; head < a->heads; head++)
-                if (scores) attend_token(a, q + row * q_row + head * dim, row, head, scores,
-                                         out + (row * a->heads + head) * dim);
-        free(scores);
-        _mm_setcsr(before);
-    }
-    return failed;
+    return attend_each(attend_token, a, a->rows, a->heads, size, threads);
 }

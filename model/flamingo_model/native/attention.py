@@ -38,8 +38,8 @@ class PagedStruct(ctypes.Structure):
     """`struct paged` of attention.c."""
 
     _fields_ = [
-        *((name, c_void_p) for name in ("k", "v")),
-        *((name, c_long) for name in ("block", "key", "head")),
+        *((name, c_void_p) for name in ("q", "k", "v", "out")),
+        *((name, c_long) for name in ("q_row", "block", "key", "head")),
         *((name, c_long) for name in ("block_size", "heads", "kv_heads", "head_dim")),
         *((name, c_void_p) for name in ("tables", "lengths")),
         *((name, c_long) for name in ("rows", "width")),
@@ -97,7 +97,8 @@ class PagedAttention:
         self.layer_bytes, self.head_dim = keys.stride(0) * keys.itemsize, head_dim
         self.first = keys.data_ptr(), values.data_ptr()
         self.struct = PagedStruct(
-            *(None, None, *keys.stride()[1:4], block_size, 0, kv_heads, head_dim),
+            *(None, None, None, None),
+            *(0, *keys.stride()[1:4], block_size, 0, kv_heads, head_dim),
             *(table.blocks.data_ptr(), table.lengths.data_ptr(), self.rows, width),
             seen(table.slopes, 0, table.window),
         )
@@ -109,10 +110,10 @@ class PagedAttention:
         assert rows == self.rows and head_dim == self.head_dim and q.dtype == torch.float32
         assert q.stride(1) == head_dim and q.stride(2) == 1
         out = q.new_empty(q.shape)
-        struct.heads = heads
+        struct.q, struct.q_row, struct.heads = q.data_ptr(), q.stride(0), heads
         struct.k, struct.v = (first + layer * self.layer_bytes for first in self.first)
-        numbers = q.data_ptr(), q.stride(0), out.data_ptr(), torch.get_num_threads()
-        check(self.run(self.address, *numbers))
+        struct.out = out.data_ptr()
+        check(self.run(self.address, torch.get_num_threads()))
         return out
 
 

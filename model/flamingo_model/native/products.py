@@ -49,6 +49,13 @@ class Around:
     activation: Activation | None = None
     norm: nn.LayerNorm | None = None
 
+    def normed(self, x: Tensor) -> Tensor:
+        """What is multiplied. A norm takes its own type alone; what is measured is float32."""
+        if self.norm is None:
+            return x
+        out: Tensor = self.norm(x if self.norm.weight is None else x.to(self.norm.weight.dtype))
+        return out
+
 
 class Product:
     """activation(norm(x) · W + b) + more; a row's numbers do not depend on the rows beside it.
