@@ -146,7 +146,7 @@ class Decoder(nn.Module):
         attend: SelfAttend,
         before_layer: BeforeLayer | None = None,
     ) -> Tensor:
-        hidden = self.positions.add(self.project_in(self.embed(token_ids)), positions)
+        hidden = self.embedded(token_ids, positions)
         turn = self.positions.turn(positions, hidden.dtype)
         for index, layer in enumerate(self.layers):
             if before_layer is not None:
@@ -154,6 +154,10 @@ class Decoder(nn.Module):
             hidden = layer(hidden, index, attend, turn)
         out: Tensor = self.norm(hidden)
         return out
+
+    def embedded(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        """What the first layer is given, [..., dim]"""
+        return self.positions.add(self.project_in(self.embed(token_ids)), positions)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., dim] → [..., vocab_size], in float32 whatever the weights are."""

@@ -23,6 +23,7 @@ from .native.products import (
     SHIFT,
     Activation,
     Around,
+    Norm,
     Product,
     eight_bit_product,
     float32_product,
@@ -199,13 +200,16 @@ class PackedLinear(nn.Module):
             self.many_from = measured(kind, (self.in_features, self.out_features), *kernels)
 
     def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
-        is_few = self.has_two and x.numel() < self.many_from * self.in_features
-        kernel, dtype = self.few if is_few else self.many, self.dtype or x.dtype
+        kernel, dtype = self.kernel(x.numel() // self.in_features), self.dtype or x.dtype
         if isinstance(kernel, Product) and (more is None or more.dtype == torch.float32):
             return kernel(x, more).to(dtype)
         out = kernel(x.reshape(-1, self.in_features)).to(dtype)
         out = out.view(*x.shape[:-1], self.out_features)
         return out if more is None else out.add_(more)
+
+    def kernel(self, rows: int) -> Kernel:
+        """The one that so many rows are multiplied by."""
+        return self.few if self.has_two and rows < self.many_from else self.many
 
     __call__ = forward  # no hooks: a step calls it a hundred times, and each would take longer
 
@@ -325,7 +329,7 @@ def pack_linear(
     norm: nn.Module | None = None,
 ) -> PackedLinear:
     """A weight [out, in] and its bias in the layout of `kind`, and what is done beside it."""
-    assert norm is None or isinstance(norm, nn.LayerNorm)
+    assert norm is None or isinstance(norm, Norm)
     around = Around(None if bias is None else bias.detach(), activation, norm)
     return PackedLinear(kind, weight.detach(), around, dtype)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .linears import pack_linear
-from .native import can_attend
+from .native import can_take
 from .native.attention import attend
 from .resampler import FeedForward, PerceiverResampler, ResamplerLayer
 
@@ -78,7 +78,7 @@ class PackedLayer(ResamplerLayer):
         return out
 
     def look(self, q: Tensor, keys_values: Tensor) -> Tensor:
-        if not can_attend(q):
+        if not can_take(q):
             return super().look(q, keys_values)
         k, v = keys_values.chunk(2, dim=-1)
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)) for x in (q, k, v))

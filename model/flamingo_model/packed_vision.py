@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .clip import ClipTower
 from .idefics_vision import IdeficsTower
 from .linears import PackedLinear, pack_linear
-from .native import can_attend
+from .native import can_take
 from .native.attention import attend
 
 PICTURES_AT_ONCE = 4  # measured: fewer repeat the weights, more leave the cache
@@ -86,7 +86,7 @@ class PackedLayer(nn.Module):
 
 def attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Each of q [N, T, heads, D] looks at all of k and v [N, S, heads, D]."""
-    if can_attend(q):
+    if can_take(q):
         return attend(q, k, v)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)

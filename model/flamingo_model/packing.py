@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,8 @@ from .decoder import Decoder, DecoderLayer, SelfAttend, pre_norm
 from .flamingo import Flamingo
 from .linears import PackedLinear, pack_linear
 from .memory import large_pages
-from .native.products import Product
+from .native import can_take
+from .native.products import ACTIVATIONS, NORMS, Activation, Norm, Product, bend
 from .packed_resampler import PackedFeedForward, packed_resampler
 from .packed_vision import packed_tower
 from .positions import Turn
@@ -137,7 +139,7 @@ def packed(
     kind: str,
     *linears: nn.Module,
     factor: Tensor | float = 1.0,
-    norm: nn.Module | None = None,
+    norm: Norm | None = None,
 ) -> PackedLinear:
     """One layer whose outputs stand behind each other; each row of weights times `factor`."""
     plain = [linear for linear in linears if isinstance(linear, nn.Linear)]
@@ -153,6 +155,21 @@ def joined(parts: Sequence[Tensor | None]) -> Tensor | None:
     return torch.cat(known) if known else None
 
 
+def can_fold(norm: nn.Module | None) -> TypeGuard[Norm]:
+    """Whether a product can take the norm before it."""
+    return type(norm) in NORMS
+
+
+def bent(wide: Tensor, activation: Activation, is_gated: bool) -> Tensor:
+    """activation(wide), or of gates and what they let through side by side: their product."""
+    if can_take(wide) and activation in ACTIVATIONS:
+        return bend(wide, activation, is_gated)
+    if not is_gated:
+        return activation(wide)
+    gate, up = wide.chunk(2, dim=-1)
+    return activation(gate) * up
+
+
 def are_plain(*modules: nn.Module) -> bool:
     return all(type(module) is nn.Linear for module in modules)
 
@@ -163,8 +180,8 @@ def are_plain(*modules: nn.Module) -> bool:
 class PackedDecoderLayer(DecoderLayer):
     """q, k and v are one product; gate and up, where there is a gate, are another.
 
-    Where a LayerNorm stands before each branch it goes into that product, and the sum behind the
-    branch into its last one.
+    Where a norm stands before each branch it goes into that product, and the sum behind the branch
+    into its last one.
     """
 
     def __init__(self, layer: DecoderLayer, kind: str) -> None:
@@ -174,14 +191,14 @@ class PackedDecoderLayer(DecoderLayer):
         for name in ("attention_norm", "feed_forward_norm", "q_norm", "k_norm"):
             if hasattr(layer, name):
                 setattr(self, name, getattr(layer, name))
-        self.is_joined = layer.block is pre_norm and type(layer.attention_norm) is nn.LayerNorm
-        first, second = self.attention_norm, getattr(self, "feed_forward_norm", None)
-        norms = (first, second) if self.is_joined else (None, None)
+        self.is_joined = layer.block is pre_norm and can_fold(layer.attention_norm)
+        norms = [getattr(layer, name, None) for name in ("attention_norm", "feed_forward_norm")]
+        first, second = norms if self.is_joined else (None, None)
         self.sizes = [linear.out_features for linear in (layer.q, layer.k, layer.v)]
-        self.qkv = packed(kind, layer.q, layer.k, layer.v, norm=norms[0])
+        self.qkv = packed(kind, layer.q, layer.k, layer.v, norm=first)
         self.register_module("out", packed(kind, layer.out).spend_input())
         wide = [layer.gate, layer.up] if layer.is_gated else [layer.up]
-        self.widen = packed(kind, *wide, norm=norms[1])
+        self.widen = packed(kind, *wide, norm=second)
         self.register_module("down", packed(kind, layer.down).spend_input())
 
     def forward(self, x: Tensor, layer: int, attend: SelfAttend, turn: Turn) -> Tensor:
@@ -206,12 +223,7 @@ class PackedDecoderLayer(DecoderLayer):
         return out
 
     def widened(self, hidden: Tensor) -> Tensor:
-        wide: Tensor = self.widen(hidden)
-        if self.is_gated:
-            gate, up = wide.chunk(2, dim=-1)
-            return self.activation(gate) * up
-        out: Tensor = self.activation(wide)
-        return out
+        return bent(self.widen(hidden), self.activation, self.is_gated)
 
 
 def pack_decoder(decoder: Decoder, kind: str) -> None:
@@ -249,13 +261,11 @@ class PackedGatedFeedForward(nn.Module):
 
     def __init__(self, plain: GatedFeedForward, kind: str, factor: Tensor | float) -> None:
         super().__init__()
-        self.norm = plain.norm
-        self.widen = packed(kind, plain.gate, plain.up)
+        self.widen = packed(kind, plain.gate, plain.up, norm=plain.norm)
         self.down = packed(kind, plain.down, factor=factor)
 
     def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
-        gate, up = self.widen(self.norm(x)).chunk(2, dim=-1)
-        out: Tensor = self.down(F.silu(gate).mul_(up), more)
+        out: Tensor = self.down(bent(self.widen(x), F.silu, is_gated=True), more)
         return out
 
 
@@ -266,16 +276,16 @@ FEED_FORWARDS: dict[type[nn.Module], type[nn.Module]] = {
 
 
 class PackedCrossAttention(GatedCrossAttention):
-    """A gate's tanh is in the weights before it, a LayerNorm in those behind it."""
+    """A gate's tanh is in the weights before it, a norm in the product behind it."""
 
     def __init__(self, plain: GatedCrossAttention, kind: str) -> None:
         nn.Module.__init__(self)
         self.num_heads, self.norm_media = plain.num_heads, plain.norm_media
         self.q_norm, self.k_norm = plain.q_norm, plain.k_norm
-        is_layer_norm = type(plain.norm) is nn.LayerNorm
-        self.norm = nn.Identity() if is_layer_norm else plain.norm
+        norm = plain.norm if can_fold(plain.norm) else None
+        self.norm = plain.norm if norm is None else nn.Identity()
         first, second = opened(plain.attention_gate), opened(plain.feed_forward_gate)
-        q = packed(kind, plain.to_q, norm=plain.norm if is_layer_norm else None)
+        q = packed(kind, plain.to_q, norm=norm)
         self.register_module("to_q", q)
         self.register_module("to_kv", packed(MANY_ROWS.get(kind, kind), plain.to_kv))
         self.register_module("to_out", packed(kind, plain.to_out, factor=first))

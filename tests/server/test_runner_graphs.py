@@ -38,9 +38,9 @@ class CheckedRunner(Runner):
 
     def forward(self, chunks: list[Chunk]) -> Tensor:
         found = super().forward(chunks)
-        self.graphs, graphs = None, self.graphs
+        self.decoding, decoding = None, self.decoding
         eager = super().forward(chunks)
-        self.graphs = graphs
+        self.decoding = decoding
         torch.testing.assert_close(found, eager, rtol=self.tolerance, atol=self.tolerance)
         self.num_replayed += all(chunk.is_decode for chunk in chunks)
         return found
@@ -59,7 +59,7 @@ def gpu_like_engine(config: FlamingoConfig, max_blocks: int = 24) -> Engine:
     model, sizes = tiny_model(config=config), (LIMITS.max_running, max_blocks)
     runner = CheckedRunner(model, LIMITS)
     runner.is_on_gpu, runner.tolerance = True, 1e-5
-    runner.graphs = CountingGraphs(model, runner.blocks, runner.slots, *sizes)
+    runner.decoding = CountingGraphs(model, runner.blocks, runner.slots, *sizes)
     return make_engine(runner)
 
 
@@ -98,8 +98,8 @@ def test_a_gpus_way_gives_the_answers_of_the_portable_one(positions: str, sees_a
         assert len(found.token_ids()) > 1 and found.names == expected.names
         for index in range(2):
             assert found.token_ids(index) == expected.token_ids(index)
-    assert isinstance(engine.runner.graphs, CountingGraphs)
-    assert {1, 2, 3} < set(engine.runner.graphs.seen)
+    assert isinstance(engine.runner.decoding, CountingGraphs)
+    assert {1, 2, 3} < set(engine.runner.decoding.seen)
 
 
 def test_what_no_graph_holds_runs_without_one() -> None:
@@ -116,7 +116,7 @@ def test_replayed_logits_are_those_of_an_eager_step(dtype: torch.dtype, toleranc
     runner = CheckedRunner(tiny_model().to("cuda", dtype), LIMITS)
     runner.tolerance = tolerance
     answers(make_engine(runner))
-    assert runner.graphs is not None and runner.num_replayed > 10
+    assert runner.decoding is not None and runner.num_replayed > 10
 
 
 @pytest.mark.gpu
@@ -129,4 +129,4 @@ def test_a_gpu_answers_as_a_cpu_does_in_float32() -> None:
 
 def test_on_a_cpu_there_are_no_graphs() -> None:
     runner = plain_engine(tiny_config()).runner
-    assert runner.graphs is None and not runner.is_on_gpu
+    assert runner.decoding is None and not runner.is_on_gpu

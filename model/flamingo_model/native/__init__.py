@@ -34,6 +34,9 @@ def library() -> Any:
     loaded.flamingo_linear.argtypes = (c_void_p, c_void_p, c_long, c_void_p, c_void_p, c_int)
     loaded.flamingo_attend.argtypes = (c_void_p, c_int)
     loaded.flamingo_attend_paged.argtypes = (c_void_p, c_int)
+    loaded.flamingo_bend.argtypes = (c_void_p, c_long, c_int)
+    loaded.flamingo_bend.restype = None
+    loaded.flamingo_step.argtypes = (c_void_p, c_long, c_long, c_int)
     return loaded
 
 
@@ -41,8 +44,8 @@ def is_available() -> bool:
     return library() is not None
 
 
-def can_attend(like: Tensor) -> bool:
-    """Whether keys of this type, where they are, can be read by the kernels."""
+def can_take(like: Tensor) -> bool:
+    """Whether the kernels can read numbers of this type, where they are."""
     return is_available() and like.dtype == torch.float32 and like.device.type == "cpu"
 
 

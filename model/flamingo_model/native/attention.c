@@ -1,13 +1,8 @@
 /* Attention in float32: of prompts and pictures (many queries), and of decoding tokens (one each).
 
    A query's scores are softened in one go: they fit the cache, however many keys there are. */
+#include "step.h"
 #include "vectors.h"
-
-struct seen { /* which keys a query sees; query i of many stands at `start` + i */
-    const float *slopes; /* [heads] of ALiBi, or NULL */
-    long start;          /* -1: all keys */
-    long window;         /* the last keys that are seen; 0: all */
-};
 
 struct dense { /* strides in floats; keys of a head lie `key` apart */
     const float *q, *k, *v;
@@ -18,17 +13,6 @@ struct dense { /* strides in floats; keys of a head lie `key` apart */
     struct seen seen;
     const int64_t *table; /* or NULL; of a batch of one, whose keys lie in these blocks, `k_batch` apart */
     long block_size;
-};
-
-struct paged { /* keys in blocks; `k` and `v` have the same strides */
-    const float *q, *k, *v;
-    float *out; /* as q [rows, heads, head_dim], but dense; rows of q lie `q_row` floats apart */
-    long q_row;
-    long block, key, head; /* strides in floats */
-    long block_size, heads, kv_heads, head_dim;
-    const int64_t *tables, *lengths; /* [rows, width], [rows] */
-    long rows, width;
-    struct seen seen;
 };
 
 /* Keys [first, last) are what a query at `place` sees of `keys`. */
@@ -78,7 +62,17 @@ ALWAYS __m512 divided(__m512 sums, float total) {
 /* What attends does so for one head of one row, or of one of a batch, with room of its own. */
 typedef void attend_one(const void *a, long row, long head, float *space);
 
-/* One for each of `rows` and each head, with room for `size` floats. 0, or 1: no memory. */
+/* One for each of `rows` and each head. All threads of a team call it, each with room of its own, or
+   none: then it fails with 1. */
+static int attend_together(attend_one *attend, const void *a, long rows, long heads, float *space) {
+#pragma omp for collapse(2) schedule(dynamic)
+    for (long row = 0; row < rows; row++)
+        for (long head = 0; head < heads; head++)
+            if (space) attend(a, row, head, space);
+    return !space;
+}
+
+/* The same by a team of its own, with room for `size` floats each. */
 static int attend_each(attend_one *attend, const void *a, long rows, long heads, long size,
                        int threads) {
     int failed = 0;
@@ -86,11 +80,7 @@ static int attend_each(attend_one *attend, const void *a, long rows, long heads,
     {
         const unsigned before = drop_denormals();
         float *space = room(size * sizeof(float));
-        failed = !space;
-#pragma omp for collapse(2) schedule(dynamic)
-        for (long row = 0; row < rows; row++)
-            for (long head = 0; head < heads; head++)
-                if (space) attend(a, row, head, space);
+        failed = attend_together(attend, a, rows, heads, space);
         free(space);
         _mm_setcsr(before);
     }
@@ -287,11 +277,16 @@ static void attend_token(const void *paged, long row, long head, float *scores) 
     }
 }
 
+long scores_floats(const struct paged *a) { return rounded_up(a->width * a->block_size, 16); }
+
+int attend_paged_together(const struct paged *a, long rows, float *scores) {
+    return attend_together(attend_token, a, rows, a->heads, scores);
+}
+
 /* Fills a->out; a length of 0 gives 0. 0, or 1: no memory. */
 int flamingo_attend_paged(const struct paged *a, int threads) {
-    const long size = rounded_up(a->width * a->block_size, 16);
     long work = 0;
     for (long row = 0; row < a->rows; row++) work += a->lengths[row] * a->heads * a->head_dim;
     if (work < SMALL) threads = 1;
-    return attend_each(attend_token, a, a->rows, a->heads, size, threads);
+    return attend_each(attend_token, a, a->rows, a->heads, scores_floats(a), threads);
 }

@@ -106,15 +106,20 @@ class PagedAttention:
 
     def __call__(self, layer: int, q: Tensor) -> Tensor:
         """[rows, heads, D] → the same"""
+        out = q.new_empty(q.shape)
+        self.point_to(layer, q, out)
+        check(self.run(self.address, torch.get_num_threads()))
+        return out
+
+    def point_to(self, layer: int, q: Tensor, out: Tensor) -> PagedStruct:
+        """What the kernel takes, until it is pointed elsewhere."""
         struct, (rows, heads, head_dim) = self.struct, q.shape
         assert rows == self.rows and head_dim == self.head_dim and q.dtype == torch.float32
-        assert q.stride(1) == head_dim and q.stride(2) == 1
-        out = q.new_empty(q.shape)
+        assert q.stride(1) == head_dim and q.stride(2) == 1 and out.is_contiguous()
         struct.q, struct.q_row, struct.heads = q.data_ptr(), q.stride(0), heads
         struct.k, struct.v = (first + layer * self.layer_bytes for first in self.first)
         struct.out = out.data_ptr()
-        check(self.run(self.address, torch.get_num_threads()))
-        return out
+        return struct
 
 
 def attend_paged(q: Tensor, k: Tensor, v: Tensor, table: Table) -> Tensor:

@@ -5,41 +5,50 @@
    rounded to 8 bits, by itself, so that a row's answer never depends on the rows beside it. */
 #include <omp.h>
 
+#include "step.h"
 #include "vectors.h"
 
 #define AT_ONCE 256 /* terms of a float32 sum: shorter chains round less */
 
 enum kind { FLOAT32, INT8, INT4 };
+enum norm { NO_NORM, LAYER_NORM, RMS_NORM };
 enum activation { NONE, RELU, SQUARED_RELU, GELU, GELU_TANH, SILU };
 enum { GROUP = 32, FEW = 4, GROUP_BYTES = WIDE * GROUP / 2 }; /* of 4-bit weights: inputs that share
     a scale; rows at once; what a panel's group takes without its scales */
 
-struct linear { /* as Python lays it out */
-    const void *weight; /* FLOAT32 [panels, in, 64]; INT8 [panels, in / 4, 64, 4]; INT4 see below */
-    const float *scales;  /* INT8: [panels * 64] */
-    const int32_t *shift; /* INT8: -128 times the sums of each output's weights */
-    const float *bias;    /* [panels * 64], or NULL */
-    const float *norm_weight, *norm_bias; /* [in], or NULL: of LayerNorm */
-    long in, out;         /* `in` in multiples of 4, or of 32 for INT4 */
-    int kind, activation;
-    float norm_eps;       /* below 0: no norm */
-};
-
-struct input { /* what is multiplied */
-    const float *x;  /* FLOAT32 */
+struct input { /* what is multiplied, where it is not x as it is */
     float *normed;   /* FLOAT32: rows; else of one row, for each thread */
-    uint8_t *values; /* INT8: around 128; INT4: signed */
     float *steps;    /* INT8: of a row; INT4: of a group, and behind all of them the groups' sums */
+    uint8_t *values; /* INT8: around 128; INT4: signed */
 };
 
 /* ---- inputs, normed and in 8 bits */
+
+static long normed_floats(const struct linear *w, long rows, int threads) {
+    return w->norm == NO_NORM ? 0 : w->in * (w->kind == FLOAT32 ? rows : threads);
+}
+
+static long step_floats(const struct linear *w, long rows) {
+    return w->kind == FLOAT32 ? 0 : w->kind == INT8 ? rows : 2 * rows * (w->in / GROUP);
+}
+
+long input_bytes(const struct linear *w, long rows, int threads) {
+    const long floats = normed_floats(w, rows, threads) + step_floats(w, rows);
+    return sizeof(float) * floats + (w->kind == FLOAT32 ? 0 : rows * w->in);
+}
+
+static struct input input_in(const struct linear *w, long rows, int threads, void *space) {
+    float *normed = space, *steps = normed + normed_floats(w, rows, threads);
+    return (struct input){normed, steps, (uint8_t *)(steps + step_floats(w, rows))};
+}
 
 static void norm_row(const struct linear *w, const float *x, float *y) {
     const long in = w->in;
     __m512 sum = _mm512_setzero_ps(), squares = sum;
     for (long i = 0; i < in; i += 16)
         sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(lanes(in - i), x + i));
-    const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / in);
+    const float middle = w->norm == RMS_NORM ? 0 : _mm512_reduce_add_ps(sum) / in;
+    const __m512 mean = _mm512_set1_ps(middle);
     for (long i = 0; i < in; i += 16) {
         const __mmask16 some = lanes(in - i);
         __m512 off = _mm512_maskz_sub_ps(some, _mm512_maskz_loadu_ps(some, x + i), mean);
@@ -101,7 +110,7 @@ static void take_row(const struct linear *w, const struct input *a, const float 
                      long rows, float *own) {
     const long in = w->in, groups = in / GROUP;
     x += row * in;
-    if (w->norm_eps >= 0) {
+    if (w->norm) {
         float *y = w->kind == FLOAT32 ? a->normed + row * in : own;
         norm_row(w, x, y);
         x = y;
@@ -247,15 +256,42 @@ static void finish(const struct linear *w, long panel, const float *sums, int ro
         }
 }
 
+/* ---- an activation by itself */
+
+void bend_together(const struct bend *a, long rows) {
+    enum { PART = 1024 }; /* floats: so that a single row, too, is shared */
+    const long row_x = a->is_gated ? 2 * a->width : a->width;
+#pragma omp for collapse(2) schedule(static)
+    for (long row = 0; row < rows; row++)
+        for (long part = 0; part < a->width; part += PART)
+            for (long i = part; i < least(part + PART, a->width); i += 16) {
+                const __mmask16 some = lanes(a->width - i);
+                const float *from = a->x + row * row_x + i;
+                __m512 x = activated(a->activation, _mm512_maskz_loadu_ps(some, from));
+                if (a->is_gated) x = _mm512_mul_ps(x, _mm512_maskz_loadu_ps(some, from + a->width));
+                _mm512_mask_storeu_ps(a->y + row * a->width + i, some, x);
+            }
+}
+
+void flamingo_bend(const struct bend *a, long rows, int threads) {
+    if (rows * a->width < SMALL / 16) threads = 1; /* some 16 operations each */
+#pragma omp parallel num_threads(threads)
+    {
+        const unsigned before = drop_denormals();
+        bend_together(a, rows);
+        _mm_setcsr(before);
+    }
+}
+
 /* ---- the whole */
 
-static void multiply_panel(const struct linear *w, const struct input *a, long panel, long row,
-                           int rows, int is_cold, long all_rows, float *sums) {
+static void multiply_panel(const struct linear *w, const struct input *a, const float *x, long panel,
+                           long row, int rows, int is_cold, long all_rows, float *sums) {
     const long in = w->in, groups = in / GROUP;
     if (w->kind == FLOAT32) {
-        const float *weight = (const float *)w->weight + panel * in * WIDE, *x = a->x + row * in;
+        const float *weight = (const float *)w->weight + panel * in * WIDE, *from = x + row * in;
         for (long k = 0; k < in; k += AT_ONCE)
-            FOR_ROWS(rows, multiply, 4, k > 0, is_cold, x + k, in, weight + k * WIDE, WIDE,
+            FOR_ROWS(rows, multiply, 4, k > 0, is_cold, from + k, in, weight + k * WIDE, WIDE,
                      least(AT_ONCE, in - k), sums, WIDE)
     } else if (w->kind == INT8) {
         const int8_t *weight = (const int8_t *)w->weight + panel * in * WIDE;
@@ -270,51 +306,43 @@ static void multiply_panel(const struct linear *w, const struct input *a, long p
     }
 }
 
-/* Room for what inputs become; 0 where there is none. */
-static int make_room(const struct linear *w, struct input *a, long rows, int threads) {
-    const int is_rounded = w->kind != FLOAT32, is_normed = w->norm_eps >= 0;
-    if (is_normed) a->normed = room(sizeof(float) * w->in * (is_rounded ? threads : rows));
-    if (is_rounded) a->values = room(rows * w->in);
-    if (is_rounded) a->steps = room(2 * sizeof(float) * rows * (w->kind == INT4 ? w->in / GROUP : 1));
-    if (is_normed && !is_rounded) a->x = a->normed;
-    return (a->normed || !is_normed) && ((a->values && a->steps) || !is_rounded);
-}
-
-static void give_back(struct input *a) {
-    free(a->normed);
-    free(a->values);
-    free(a->steps);
-}
-
-/* x [rows, in] → y [rows, out], both dense; residual as y, or NULL. 0, or 1: no memory. */
-int flamingo_linear(const struct linear *w, const float *x, long rows, float *y,
-                    const float *residual, int threads) {
+/* x [rows, in] → y [rows, out], both dense; residual as y, or NULL. All threads of a team call it,
+   and share the work and the `space`. */
+void multiply_together(const struct linear *w, const float *x, long rows, float *y,
+                       const float *residual, void *space) {
+    const struct input a = input_in(w, rows, omp_get_num_threads(), space);
     const long panels = rounded_up(w->out, WIDE) / WIDE, at_once = 16 * ROWS;
     const long parts = (rows + at_once - 1) / at_once;
-    const int is_changed = w->kind != FLOAT32 || w->norm_eps >= 0;
-    struct input a = {x, NULL, NULL, NULL};
+    float sums[ROWS * WIDE] __attribute__((aligned(64)));
+    if (w->kind != FLOAT32 || w->norm) {
+#pragma omp for schedule(static)
+        for (long row = 0; row < rows; row++)
+            take_row(w, &a, x, row, rows, a.normed + omp_get_thread_num() * w->in);
+        if (w->kind == FLOAT32) x = a.normed;
+    }
+#pragma omp for collapse(2) schedule(dynamic)
+    for (long panel = 0; panel < panels; panel++)
+        for (long part = 0; part < parts; part++)
+            for (long row = part * at_once; row < least(rows, (part + 1) * at_once); row += ROWS) {
+                const int few = least(ROWS, rows - row);
+                const long at = row * w->out;
+                multiply_panel(w, &a, x, panel, row, few, row == part * at_once, rows, sums);
+                finish(w, panel, sums, few, y + at, residual ? residual + at : NULL);
+            }
+}
+
+/* The same by a team of its own. 0, or 1: no memory. */
+int flamingo_linear(const struct linear *w, const float *x, long rows, float *y,
+                    const float *residual, int threads) {
     if (rows * w->in * w->out < SMALL) threads = 1;
-    if (!make_room(w, &a, rows, threads)) return give_back(&a), 1;
+    void *space = room(input_bytes(w, rows, threads));
+    if (!space) return 1;
 #pragma omp parallel num_threads(threads)
     {
         const unsigned before = drop_denormals();
-        float sums[ROWS * WIDE] __attribute__((aligned(64)));
-        if (is_changed) {
-#pragma omp for schedule(static)
-            for (long row = 0; row < rows; row++)
-                take_row(w, &a, x, row, rows, a.normed + omp_get_thread_num() * w->in);
-        }
-#pragma omp for collapse(2) schedule(dynamic)
-        for (long panel = 0; panel < panels; panel++)
-            for (long part = 0; part < parts; part++)
-                for (long row = part * at_once; row < least(rows, (part + 1) * at_once); row += ROWS) {
-                    const int few = least(ROWS, rows - row);
-                    const long at = row * w->out;
-                    multiply_panel(w, &a, panel, row, few, row == part * at_once, rows, sums);
-                    finish(w, panel, sums, few, y + at, residual ? residual + at : NULL);
-                }
+        multiply_together(w, x, rows, y, residual, space);
         _mm_setcsr(before);
     }
-    give_back(&a);
+    free(space);
     return 0;
 }

@@ -17,6 +17,8 @@ from . import check, library
 WIDE = 64  # outputs in a panel
 GROUP = 32  # inputs that share a 4-bit scale
 SHIFT = 128  # inputs in 8 bits are unsigned around it, as the kernels take them
+Norm = nn.LayerNorm | nn.RMSNorm
+NORMS: dict[type[nn.Module], int] = {nn.LayerNorm: 1, nn.RMSNorm: 2}
 KINDS = {torch.float32: 0, torch.int8: 1, torch.uint8: 2}
 Activation = Callable[[Tensor], Tensor]
 ACTIVATIONS: dict[Activation | None, int] = {
@@ -29,14 +31,25 @@ ACTIVATIONS: dict[Activation | None, int] = {
 }
 
 
+class BendStruct(ctypes.Structure):
+    """`struct bend` of step.h."""
+
+    _fields_ = [
+        ("x", c_void_p),
+        ("y", c_void_p),
+        ("width", c_long),
+        *((n, c_int) for n in ("activation", "is_gated")),
+    ]
+
+
 class LinearStruct(ctypes.Structure):
-    """`struct linear` of linear.c."""
+    """`struct linear` of step.h."""
 
     _fields_ = [
         *((name, c_void_p) for name in ("weight", "scales", "shift", "bias")),
         *((name, c_void_p) for name in ("norm_weight", "norm_bias")),
         *((name, c_long) for name in ("inputs", "outputs")),
-        *((name, c_int) for name in ("kind", "activation")),
+        *((name, c_int) for name in ("kind", "activation", "norm")),
         ("norm_eps", c_float),
     ]
 
@@ -47,7 +60,7 @@ class Around:
 
     bias: Tensor | None = None
     activation: Activation | None = None
-    norm: nn.LayerNorm | None = None
+    norm: Norm | None = None
 
     def normed(self, x: Tensor) -> Tensor:
         """What is multiplied. A norm takes its own type alone; what is measured is float32."""
@@ -80,7 +93,7 @@ class Product:
         self.struct = LinearStruct(
             *(None if x is None else x.data_ptr() for x in (panels, *self.kept)),
             *(shape[1], shape[0], KINDS[panels.dtype], ACTIVATIONS[around.activation]),
-            -1.0 if around.norm is None else around.norm.eps,
+            *((0, 0.0) if around.norm is None else (NORMS[type(around.norm)], around.norm.eps)),
         )
         self.address, self.run = ctypes.addressof(self.struct), library().flamingo_linear
 
@@ -104,10 +117,29 @@ class Product:
         return out
 
 
-def norm_numbers(norm: nn.LayerNorm | None) -> tuple[Tensor | None, Tensor | None]:
+def bend(x: Tensor, activation: Activation, is_gated: bool = False) -> Tensor:
+    """activation(x), or of gates and what they let through side by side: activation(gate) * rest.
+
+    Float32 on the CPU, [..., in]; a token's numbers are those it has in a `Step`.
+    """
+    x = x.contiguous()
+    width = x.shape[-1] // (1 + is_gated)
+    out = x.new_empty((*x.shape[:-1], width))
+    struct = bend_struct(x, out, activation, is_gated)
+    rows, threads = x.numel() // x.shape[-1], torch.get_num_threads()
+    library().flamingo_bend(ctypes.addressof(struct), rows, threads)
+    return out
+
+
+def bend_struct(x: Tensor, out: Tensor, activation: Activation, is_gated: bool) -> BendStruct:
+    addresses = x.data_ptr(), out.data_ptr()
+    return BendStruct(*addresses, out.shape[-1], ACTIVATIONS[activation], is_gated)
+
+
+def norm_numbers(norm: Norm | None) -> tuple[Tensor | None, Tensor | None]:
     if norm is None:
         return None, None
-    parts = norm.weight, norm.bias
+    parts = norm.weight, norm.bias if isinstance(norm, nn.LayerNorm) else None
     weight, bias = (None if x is None else x.detach().float().contiguous() for x in parts)
     return weight, bias
 

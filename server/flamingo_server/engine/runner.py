@@ -16,8 +16,9 @@ from flamingo_model.cuda_attention import FlashSelfAttention, fastest_attend
 from flamingo_model.decode_graph import DecodeGraphs, DecodeRow, is_capturable, on_host
 from flamingo_model.decoder import SelfAttend
 from flamingo_model.flamingo import Flamingo
-from flamingo_model.native import can_attend
+from flamingo_model.native import can_take
 from flamingo_model.native_attention import NativeCrossAttention, NativeSelfAttention
+from flamingo_model.native_decode import NativeDecoding, is_recordable
 from flamingo_model.paged_attention import (
     Batch,
     CachedCrossAttention,
@@ -48,13 +49,16 @@ class Runner:
         self.blocks = BlockCache(model.config, limits.num_blocks, limits.block_size, device, dtype)
         self.slots = MediaSlots(model.config, limits.num_media_slots, device, dtype)
         self.is_on_gpu = device.type == "cuda" and not limits.is_deterministic
-        self.graphs = self.make_graphs(limits) if self.is_on_gpu else None
+        self.decoding = self.make_decoding(limits)
 
-    def make_graphs(self, limits: EngineLimits) -> DecodeGraphs | None:
-        if not is_capturable(self.model):
-            return None
+    def make_decoding(self, limits: EngineLimits) -> DecodeGraphs | NativeDecoding | None:
+        """Steps that only decode, prepared once, where the device and the model allow it."""
         sizes = limits.max_running, limits.blocks_for(limits.max_length)
-        return DecodeGraphs(self.model, self.blocks, self.slots, *sizes)
+        if self.is_on_gpu and is_capturable(self.model):
+            return DecodeGraphs(self.model, self.blocks, self.slots, *sizes)
+        if is_recordable(self.model, self.blocks, self.slots):
+            return NativeDecoding(self.model, self.blocks, self.slots, *sizes)
+        return None
 
     # ---- pictures
 
@@ -125,10 +129,11 @@ class Runner:
         if len(adapters) > 1:
             return self.forward_side_by_side(chunks)
         [adapter] = adapters
-        if self.graphs is not None and adapter is None and all(c.is_decode for c in chunks):
+        if self.decoding is not None and adapter is None and all(c.is_decode for c in chunks):
             rows = [self.decode_row(chunk) for chunk in chunks]
-            if self.graphs.can_run(rows):
-                return on_host(self.graphs.run(rows)[wanted(chunks)])
+            if self.decoding.can_run(rows):
+                logits, places = self.decoding.run(rows), wanted(chunks)
+                return on_host(logits if len(places) == len(rows) else logits[places])
         batch, model = self.prepare(chunks), self.model_of(adapter)
         hidden = model(
             batch.token_ids,
@@ -154,11 +159,11 @@ class Runner:
     def self_attention(self, batch: Batch) -> SelfAttend:
         if self.is_on_gpu:
             return FlashSelfAttention(self.blocks, batch, fastest_attend(self.device))
-        kind = NativeSelfAttention if can_attend(self.blocks.k) else CachedSelfAttention
+        kind = NativeSelfAttention if can_take(self.blocks.k) else CachedSelfAttention
         return kind(self.blocks, batch, in_place=not self.is_deterministic)
 
     def cross_attention(self, batch: Batch) -> CrossAttend:
-        kind = NativeCrossAttention if can_attend(self.slots.k) else CachedCrossAttention
+        kind = NativeCrossAttention if can_take(self.slots.k) else CachedCrossAttention
         return kind(self.slots, batch)
 
     def decode_row(self, chunk: Chunk) -> DecodeRow:
