@@ -12,6 +12,7 @@ from torch import Tensor
 from flamingo_model.attention import DenseCrossAttention, DenseSelfAttention
 from flamingo_model.cache import BlockCache, MediaSlots
 from flamingo_model.cross_attention import CrossAttend, media_mask, visible_media
+from flamingo_model.decode_graph import DecodeRow
 from flamingo_model.flamingo import Flamingo
 from flamingo_model.paged_attention import (
     Batch,
@@ -24,6 +25,7 @@ from flamingo_model.positions import reach
 
 IMAGE = 2
 """The id of `<image>` in the tiny tokenizer."""
+DOCUMENTS = ([10, 11, 12, 13, 14], [20, IMAGE, 21, 22], [IMAGE, 30, IMAGE, IMAGE, 31, 32], [7, 8])
 
 
 def pictures(num: int, seed: int = 0, num_frames: int = 1) -> Tensor:
@@ -165,6 +167,23 @@ class Cached:
             CachedCrossAttention(self.media, batch),
         )
         return list(self.model.logits(hidden).split([len(c.ids) for c in chunks]))
+
+
+def half_decoded(model: Flamingo) -> tuple[Cached, list[Chunk]]:
+    """Documents whose last tokens are still to be decoded, in blocks all over the cache."""
+    cached = Cached(model, num_rows=len(DOCUMENTS), length=12, is_scattered=True)
+    cached.show(list(range(8)), pictures(8))
+    sees_all = model.config.cross_attention.sees_all_media
+    chunks = [document(ids, row, row, sees_all) for row, ids in enumerate(DOCUMENTS)]
+    cached.step(*(chunk.cut(0, -1) for chunk in chunks))
+    return cached, [chunk.cut(len(chunk.ids) - 1) for chunk in chunks]
+
+
+def row_of(chunk: Chunk, cached: Cached) -> DecodeRow:
+    slots = [*chunk.earlier(chunk.slots[0]), chunk.slots[0]] if chunk.slots[0] >= 0 else []
+    place = cached.layout.place(chunk.row, chunk.start)
+    blocks = cached.layout.blocks(chunk.row)
+    return DecodeRow(chunk.ids[0], chunk.start, place, blocks, slots)
 
 
 def flat_batch(decodes: Sequence[Chunk], prefills: Sequence[Chunk], layout: Layout) -> Batch:

@@ -15,15 +15,13 @@ from flamingo_model.config import FlamingoConfig
 from flamingo_model.cuda_attention import fastest_attend, flash_attend, gathered_attend
 from flamingo_model.decode_graph import (
     DecodeGraphs,
-    DecodeRow,
     captured,
     graph_sizes,
     is_capturable,
 )
-from forward import IMAGE, Cached, Chunk, document, pictures
+from forward import Cached, Chunk, half_decoded, row_of
 from tiny import tiny_config, tiny_model
 
-DOCUMENTS = ([10, 11, 12, 13, 14], [20, IMAGE, 21, 22], [IMAGE, 30, IMAGE, IMAGE, 31, 32], [7, 8])
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "grouped": {"num_heads": 4, "num_kv_heads": 2},
@@ -43,26 +41,12 @@ def make_config(kind: str = "plain", sees_all: bool = False) -> FlamingoConfig:
 
 
 def prepared(config: FlamingoConfig | None = None) -> tuple[Cached, list[Chunk]]:
-    """Documents whose last tokens are still to be decoded, in blocks all over the cache."""
-    model = tiny_model(config=config or tiny_config())
-    cached = Cached(model, num_rows=len(DOCUMENTS), length=12, is_scattered=True)
-    cached.show(list(range(8)), pictures(8))
-    sees_all = model.config.cross_attention.sees_all_media
-    chunks = [document(ids, row, row, sees_all) for row, ids in enumerate(DOCUMENTS)]
-    cached.step(*(chunk.cut(0, -1) for chunk in chunks))
-    return cached, [chunk.cut(len(chunk.ids) - 1) for chunk in chunks]
+    return half_decoded(tiny_model(config=config or tiny_config()))
 
 
 def make_graphs(cached: Cached, max_rows: int = 4) -> DecodeGraphs:
     sizes = max_rows, cached.layout.row_blocks
     return DecodeGraphs(cached.model, cached.blocks, cached.media, *sizes)
-
-
-def row_of(chunk: Chunk, cached: Cached) -> DecodeRow:
-    slots = [*chunk.earlier(chunk.slots[0]), chunk.slots[0]] if chunk.slots[0] >= 0 else []
-    place = cached.layout.place(chunk.row, chunk.start)
-    blocks = cached.layout.blocks(chunk.row)
-    return DecodeRow(chunk.ids[0], chunk.start, place, blocks, slots)
 
 
 def both(cached: Cached, chunks: Sequence[Chunk], graphs: DecodeGraphs) -> tuple[Tensor, Tensor]:

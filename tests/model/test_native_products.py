@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from flamingo_model.native.products import (
     ACTIVATIONS,
     Around,
     Product,
+    bend,
     eight_bit_product,
     float32_product,
     four_bit_product,
@@ -229,14 +231,19 @@ def test_an_activation_is_torchs(activation: Any) -> None:
 @pytest.mark.parametrize("kind", SHAPES)
 @pytest.mark.parametrize("num_in", [32, 352])
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"bias": False}, {"elementwise_affine": False}, {"eps": 0.5}, {"eps": 0.0}],
+    ("make", "options"),
+    [
+        *((nn.LayerNorm, {}), (nn.LayerNorm, {"bias": False}), (nn.LayerNorm, {"eps": 0.0})),
+        *((nn.LayerNorm, {"elementwise_affine": False}), (nn.LayerNorm, {"eps": 0.5})),
+        *((nn.RMSNorm, {"eps": 1e-6}), (nn.RMSNorm, {"eps": 0.5})),
+        (nn.RMSNorm, {"eps": 1e-6, "elementwise_affine": False}),
+    ],
     ids=str,
 )
 def test_a_norm_before_and_a_sum_behind_are_as_in_torch(
-    kind: str, num_in: int, options: dict[str, Any]
+    kind: str, num_in: int, make: Callable[..., nn.Module], options: dict[str, Any]
 ) -> None:
-    norm = nn.LayerNorm(num_in, **options)
+    norm = make(num_in, **options)
     for parameter in norm.parameters():
         parameter.uniform_(0.5, 1.5)
     weight, bias = drawn(kind, (num_in, 70)), torch.randn(70)
@@ -247,13 +254,36 @@ def test_a_norm_before_and_a_sum_behind_are_as_in_torch(
 
 
 @needs_kernels
-def test_a_norm_takes_inputs_of_any_width_far_from_zero() -> None:
+@pytest.mark.parametrize("make", [nn.LayerNorm, partial(nn.RMSNorm, eps=1e-6)], ids=str)
+def test_a_norm_takes_inputs_of_any_width_far_from_zero(make: Callable[..., nn.Module]) -> None:
     for num_in in (1, 15, 16, 17, 100):
-        x = torch.randn(7, num_in) + 100
-        norm = nn.LayerNorm(num_in)
+        x, norm = torch.randn(7, num_in) + 100, make(num_in)
         found = product("float32", torch.eye(num_in), norm=norm)(x)
-        exactly = F.layer_norm(x.double(), (num_in,), eps=norm.eps)
-        torch.testing.assert_close(found.double(), exactly, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found.double(), norm.double()(x.double()), rtol=1e-4, atol=1e-4)
+
+
+@needs_kernels
+@pytest.mark.parametrize("width", [1, 17, 64, 1040])
+@pytest.mark.parametrize("activation", [F.silu, F.gelu, F.relu])
+def test_a_bend_is_an_activation_by_itself_or_one_of_gates(width: int, activation: Any) -> None:
+    x = 3 * torch.randn(2, 20, 2 * width)  # many enough for two threads
+    gate, up = x.chunk(2, dim=-1)
+    torch.testing.assert_close(bend(x, activation, is_gated=True), activation(gate) * up)
+    torch.testing.assert_close(bend(x, activation), activation(x))
+    torch.testing.assert_close(bend(gate, activation), activation(gate))  # its rows lie apart
+
+
+@needs_kernels
+@pytest.mark.parametrize("activation", [x for x in ACTIVATIONS if x], ids=lambda x: x.__name__)
+def test_a_bend_has_the_bits_of_an_activation_in_a_product(activation: Any) -> None:
+    x = 5 * torch.randn(9, 100)
+    x[3, 5], x[4, 6], x[5, 7] = torch.nan, torch.inf, 1e-40
+    plain = product("float32", torch.eye(100))(x)
+    together = bend(plain, activation)
+    fused = product("float32", torch.eye(100), activation=activation)(x)
+    assert torch.equal(together.nan_to_num(7), fused.nan_to_num(7))
+    for row in range(9):
+        assert torch.equal(bend(plain[row], activation).nan_to_num(), together[row].nan_to_num())
 
 
 @needs_kernels

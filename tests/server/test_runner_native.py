@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
 from fakes import TOKENIZER, Answer, drive, step
+from flamingo_model.decode_graph import DecodeRow
 from flamingo_model.flamingo import Flamingo
 from flamingo_model.native_attention import NativeCrossAttention, NativeSelfAttention
+from flamingo_model.native_decode import NativeDecoding
 from flamingo_model.packing import pack_model
 from flamingo_server.engine.engine import Engine
 from flamingo_server.engine.limits import EngineLimits
@@ -111,6 +114,35 @@ def ask_number(engine: Engine, num: int) -> None:
     ask(engine, TEXTS[num], *pictures, end="?", max_tokens=20, min_tokens=20)
 
 
+class CountingDecoding(NativeDecoding):
+    """Notes how many rows each run had."""
+
+    def run(self, rows: Sequence[DecodeRow]) -> Tensor:
+        self.seen = [*getattr(self, "seen", []), len(rows)]
+        return super().run(rows)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_that_only_decode_are_recorded_and_change_no_bit(kind: str) -> None:
+    model, found = packed(kind), list[dict[tuple[int, ...], Tensor]]()
+    for is_recorded in (True, False):
+        runner = NotingRunner(model)
+        sizes = LIMITS.max_running, LIMITS.blocks_for(LIMITS.max_length)
+        decoding = CountingDecoding(model, runner.blocks, runner.slots, *sizes)
+        assert type(runner.decoding) is NativeDecoding
+        runner.decoding = decoding if is_recorded else None
+        engine = Engine(model.config, runner, TOKENIZER, LIMITS)
+        for num in range(4):
+            ask_number(engine, num)
+            step(engine, 3)
+        drive(engine)
+        found.append(runner.logits)
+        assert not is_recorded or {1, 2, 3, 4} <= set(decoding.seen)
+    one, other = found
+    assert len(one) == 80 and one.keys() == other.keys()
+    assert all(torch.equal(one[tokens], other[tokens]) for tokens in one)
+
+
 def test_the_runner_takes_ours_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     def kinds(runner: Runner) -> list[bool]:
         batch = runner.prepare([])
@@ -118,7 +150,8 @@ def test_the_runner_takes_ours_where_they_are(monkeypatch: pytest.MonkeyPatch) -
         return [isinstance(x, NativeSelfAttention | NativeCrossAttention) for x in attends]
 
     runner = Runner(network(), LIMITS)
-    assert kinds(runner) == [True, True]
+    assert kinds(runner) == [True, True] and runner.decoding is None
     assert kinds(Runner(network(dtype=torch.bfloat16), LIMITS)) == [False, False]
     switch_off(monkeypatch)
     assert kinds(runner) == [False, False]
+    assert Runner(packed("tiny"), LIMITS).decoding is None
