@@ -26,7 +26,7 @@ from .native.products import (
     Norm,
     Product,
     eight_bit_product,
-    float32_product,
+    float_product,
     four_bit_product,
 )
 
@@ -233,7 +233,7 @@ Kernels = tuple[Kernel, ...]
 
 def float32(weight: Tensor, around: Around) -> Kernels:
     if native.is_available():
-        return (float32_product(weight, around),)
+        return (float_product(weight, around),)
     return (surrounded(Plain(weight.float(), as_float32(around.bias)), around),)
 
 

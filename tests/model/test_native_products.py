@@ -22,19 +22,22 @@ from flamingo_model.native.products import (
     Product,
     bend,
     eight_bit_product,
-    float32_product,
+    float_product,
     four_bit_product,
+    narrowed,
 )
 from our_kernels import needs_kernels
 
 ROWS = (0, 1, 5, 6, 7, 24, 25, 97, 200)  # six at once, and parts of 6 or of 96
+HALVES = ("bfloat16", "float16")
+FLOATS = [(1, 1), (7, 5), (33, 130), (257, 64), (600, 80)]
 SHAPES = {
-    "float32": [(1, 1), (7, 5), (33, 130), (257, 64), (600, 80)],
+    **dict.fromkeys(["float32", "bfloat16", "float16"], FLOATS),
     "int8": [(4, 1), (28, 65), (260, 130), (1020, 48)],
     "int4": [(32, 1), (64, 65), (288, 130), (96, 48)],
 }
-ALLOWED = {"float32": 1e-6, "int8": 1e-6, "int4": 1e-5}
-NORMED = {"float32": 1e-6, "int8": 1e-3, "int4": 1e-3}  # a last place may round to another step
+ALLOWED = {"int4": 1e-5}  # else 1e-6
+NORMED = {"int8": 1e-3, "int4": 1e-3}  # a last place may round to another step
 EVERY = [(kind, shape) for kind, shapes in SHAPES.items() for shape in shapes]
 
 
@@ -54,14 +57,15 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def drawn(kind: str, shape: tuple[int, int]) -> Tensor:
-    """A weight [out, in] of a shape (in, out)."""
-    return torch.randn(shape[1], shape[0]) / shape[0] ** 0.5
+    """A weight [out, in] of a shape (in, out), of 16 bits the numbers that they hold."""
+    weight = torch.randn(shape[1], shape[0]) / shape[0] ** 0.5
+    return weight.to(getattr(torch, kind)).float() if kind in HALVES else weight
 
 
 def product(kind: str, weight: Tensor, **around: Any) -> Product:
     beside = Around(**around)
-    if kind == "float32":
-        return float32_product(weight, beside)
+    if kind == "float32" or kind in HALVES:
+        return float_product(weight, beside)
     if kind == "int8":
         return eight_bit_product(*eight_bits(weight), beside)
     return four_bit_product(*four_bits(weight), beside)
@@ -78,7 +82,7 @@ def full(kind: str, num_in: int = 352, num_out: int = 130) -> Product:
 
 def exact(kind: str, weight: Tensor, x: Tensor) -> Tensor:
     """In float64, of x and weights as the kind rounds them."""
-    if kind == "float32":
+    if kind == "float32" or kind in HALVES:
         return x.double() @ weight.double().T
     if kind == "int8":
         values, scales = eight_bits(weight)
@@ -119,7 +123,7 @@ def test_a_product_is_exact_at_every_shape_and_number_of_rows(
     found = product(kind, weight)
     for rows in ROWS:
         x = torch.randn(rows, shape[0])
-        assert error(found(x), exact(kind, weight, x)) < ALLOWED[kind]
+        assert error(found(x), exact(kind, weight, x)) < ALLOWED.get(kind, 1e-6)
 
 
 @needs_kernels
@@ -160,6 +164,46 @@ def test_inputs_of_another_width_are_refused(kind: str) -> None:
         found(torch.randn(3, 351))
     with pytest.raises(AssertionError):
         found(torch.randn(3, 352), torch.randn(2, 130))
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", HALVES)
+def test_weights_that_16_bits_hold_are_kept_so_and_give_the_same_bits(kind: str) -> None:
+    weight, x = drawn(kind, (352, 130)), torch.randn(97, 352)
+    weight[3, 4], weight[5, 6] = 0.0, -0.0
+    weight[7, 8] = 2.0**-24 if kind == "float16" else 2.0**-130  # their own denormals
+    found = float_product(weight, Around())
+    assert found.weight.dtype == getattr(torch, kind)
+    widened = weight.clone()
+    widened[100, 0] = 1 + 2.0**-20  # one number more than 16 bits hold
+    expected = float_product(widened, Around())
+    assert expected.weight.dtype == torch.float32
+    others = [i for i in range(130) if i != 100]
+    for rows in (1, 6, 7, 97):
+        assert torch.equal(found(x[:rows])[:, others], expected(x[:rows])[:, others])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "dtype"),
+    [
+        ([1.0, 2.0**-100], torch.bfloat16),
+        ([1.0, 1 + 2.0**-10], torch.float16),
+        ([2.0**-100, 1 + 2.0**-10], torch.float32),
+        ([1.0, 1 + 2.0**-20], torch.float32),
+        ([70000.0, 1 + 2.0**-10], torch.float32),
+        ([torch.nan], torch.float32),
+        ([torch.inf, -torch.inf], torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_the_smallest_type_is_taken_that_loses_nothing(
+    numbers: list[float], dtype: torch.dtype
+) -> None:
+    weight = torch.ones(3, len(numbers))
+    weight[1] = torch.tensor(numbers)
+    found = narrowed(weight)
+    assert found.dtype == dtype
+    assert torch.equal(found.float().nan_to_num(7), weight.nan_to_num(7))
 
 
 # One row and the others
@@ -250,7 +294,7 @@ def test_a_norm_before_and_a_sum_behind_are_as_in_torch(
     x, more = 5 * torch.randn(25, num_in) + 2, torch.randn(25, 70)
     found = product(kind, weight, bias=bias, activation=squared_relu, norm=norm)(x, more)
     expected = squared_relu(exact(kind, weight, norm(x)) + bias) + more
-    assert error(found, expected) < NORMED[kind]
+    assert error(found, expected) < NORMED.get(kind, 1e-6)
 
 
 @needs_kernels
@@ -294,7 +338,8 @@ def test_a_bend_has_the_bits_of_an_activation_in_a_product(activation: Any) -> N
 def test_a_layer_answers_in_the_type_of_its_input_whatever_is_added(
     kind: str, types: tuple[torch.dtype, torch.dtype]
 ) -> None:
-    packed = pack_linear(drawn(kind, (64, 70)), None, kind)
+    weight = drawn(kind, (64, 70))
+    packed = pack_linear(weight, None, "float32" if kind in HALVES else kind)
     x, more = torch.randn(2, 3, 64).to(types[0]), torch.randn(2, 3, 70).to(types[1])
     found, kept = packed(x, more), more.clone()
     assert found.dtype == types[0]
@@ -321,6 +366,7 @@ def test_bytes_are_those_of_whole_panels() -> None:
     sizes = {kind: product(kind, drawn(kind, (96, 65))).nbytes for kind in SHAPES}
     assert sizes == {
         "float32": 128 * 96 * 4,
+        **dict.fromkeys(HALVES, 128 * 96 * 2),
         "int8": 128 * (96 + 4 + 4),  # a scale and a shift
         "int4": 128 * (96 // 2 + 3 * 4),  # three groups, each a scale and a lowest value
     }
@@ -328,5 +374,5 @@ def test_bytes_are_those_of_whole_panels() -> None:
 
 def test_sums_too_small_for_a_usual_float_are_0_and_in_the_kernels_alone() -> None:
     x, weight = torch.full((1, 4), 1e-30), torch.full((3, 4), 1e-10)
-    assert (float32_product(weight, Around())(x) == 0).all()
+    assert (float_product(weight, Around())(x) == 0).all()
     assert (x * 1e-10 > 0).all()  # the thread that called them goes on as it was

@@ -151,10 +151,10 @@ static void pack_values(const struct dense *a, const float *v, float *rows, long
 static void multiply_some(int rows, long wide, const float *x, long x_row, const float *y, long y_row,
                           long count, float *out, long out_row) {
     switch (wide) {
-    case 16: FOR_ROWS(rows, multiply, 1, 0, 0, x, x_row, y, y_row, count, out, out_row) break;
-    case 32: FOR_ROWS(rows, multiply, 2, 0, 0, x, x_row, y, y_row, count, out, out_row) break;
-    case 48: FOR_ROWS(rows, multiply, 3, 0, 0, x, x_row, y, y_row, count, out, out_row) break;
-    default: FOR_ROWS(rows, multiply, 4, 0, 0, x, x_row, y, y_row, count, out, out_row)
+    case 16: FOR_ROWS(rows, multiply, 1, FLOAT32, 0, 0, x, x_row, y, y_row, count, out, out_row) break;
+    case 32: FOR_ROWS(rows, multiply, 2, FLOAT32, 0, 0, x, x_row, y, y_row, count, out, out_row) break;
+    case 48: FOR_ROWS(rows, multiply, 3, FLOAT32, 0, 0, x, x_row, y, y_row, count, out, out_row) break;
+    default: FOR_ROWS(rows, multiply, 4, FLOAT32, 0, 0, x, x_row, y, y_row, count, out, out_row)
     }
 }
 

@@ -1,8 +1,9 @@
-/* y = activation(norm(x) · W + b) + residual, with weights in 32, 8 or 4 bits.
+/* y = activation(norm(x) · W + b) + residual, with weights in 32, 16, 8 or 4 bits.
 
    Outputs are made WIDE at a time: the weights of each such panel lie together, in the order in
-   which they are read. Inputs stand as they are for float32; for the others each row is first
-   rounded to 8 bits, by itself, so that a row's answer never depends on the rows beside it. */
+   which they are read. Floats of 16 bits are widened, and all sums of them float32. For weights in
+   8 or 4 bits each row of inputs is first rounded to 8 bits, by itself, so that a row's answer never
+   depends on the rows beside it. */
 #include <omp.h>
 
 #include "step.h"
@@ -10,36 +11,49 @@
 
 #define AT_ONCE 256 /* terms of a float32 sum: shorter chains round less */
 
-enum kind { FLOAT32, INT8, INT4 };
+enum kind { INT8 = FLOAT16 + 1, INT4 }; /* behind the floats */
 enum norm { NO_NORM, LAYER_NORM, RMS_NORM };
 enum activation { NONE, RELU, SQUARED_RELU, GELU, GELU_TANH, SILU };
 enum { GROUP = 32, FEW = 4, GROUP_BYTES = WIDE * GROUP / 2 }; /* of 4-bit weights: inputs that share
     a scale; rows at once; what a panel's group takes without its scales */
 
 struct input { /* what is multiplied, where it is not x as it is */
-    float *normed;   /* FLOAT32: rows; else of one row, for each thread */
+    float *widened;  /* floats of 16 bits, for many rows: a panel for each thread */
+    float *normed;   /* floats: rows; else of one row, for each thread */
     float *steps;    /* INT8: of a row; INT4: of a group, and behind all of them the groups' sums */
     uint8_t *values; /* INT8: around 128; INT4: signed */
 };
 
 /* ---- inputs, normed and in 8 bits */
 
+static int is_float(const struct linear *w) { return w->kind < INT8; }
+
+/* Rows that share a panel share its widening. */
+static int is_widened(const struct linear *w, long rows) {
+    return (w->kind == BFLOAT16 || w->kind == FLOAT16) && rows > ROWS;
+}
+
+static long widened_floats(const struct linear *w, long rows, int threads) {
+    return is_widened(w, rows) ? w->in * WIDE * threads : 0;
+}
+
 static long normed_floats(const struct linear *w, long rows, int threads) {
-    return w->norm == NO_NORM ? 0 : w->in * (w->kind == FLOAT32 ? rows : threads);
+    return w->norm == NO_NORM ? 0 : w->in * (is_float(w) ? rows : threads);
 }
 
 static long step_floats(const struct linear *w, long rows) {
-    return w->kind == FLOAT32 ? 0 : w->kind == INT8 ? rows : 2 * rows * (w->in / GROUP);
+    return is_float(w) ? 0 : w->kind == INT8 ? rows : 2 * rows * (w->in / GROUP);
 }
 
 long input_bytes(const struct linear *w, long rows, int threads) {
-    const long floats = normed_floats(w, rows, threads) + step_floats(w, rows);
-    return sizeof(float) * floats + (w->kind == FLOAT32 ? 0 : rows * w->in);
+    const long floats = widened_floats(w, rows, threads) + normed_floats(w, rows, threads);
+    return sizeof(float) * (floats + step_floats(w, rows)) + (is_float(w) ? 0 : rows * w->in);
 }
 
 static struct input input_in(const struct linear *w, long rows, int threads, void *space) {
-    float *normed = space, *steps = normed + normed_floats(w, rows, threads);
-    return (struct input){normed, steps, (uint8_t *)(steps + step_floats(w, rows))};
+    float *widened = space, *normed = widened + widened_floats(w, rows, threads);
+    float *steps = normed + normed_floats(w, rows, threads);
+    return (struct input){widened, normed, steps, (uint8_t *)(steps + step_floats(w, rows))};
 }
 
 static void norm_row(const struct linear *w, const float *x, float *y) {
@@ -111,7 +125,7 @@ static void take_row(const struct linear *w, const struct input *a, const float 
     const long in = w->in, groups = in / GROUP;
     x += row * in;
     if (w->norm) {
-        float *y = w->kind == FLOAT32 ? a->normed + row * in : own;
+        float *y = is_float(w) ? a->normed + row * in : own;
         norm_row(w, x, y);
         x = y;
     }
@@ -164,11 +178,6 @@ ALWAYS void multiply8(int rows, int is_cold, const uint8_t *values, const float 
 #undef MULTIPLY
 #undef STORE
 
-ALWAYS __m512 from_bfloat16(const uint16_t *x) {
-    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
-}
-
 /* A panel is, for each group of 32 inputs, four vectors of 16 outputs: each 4 × 64 bytes, whose
    low halves are inputs 4i … 4i + 3 and whose high halves are 16 further on; then 64 scales and 64
    lowest values in bfloat16. Weight = scale · (0 … 15) + lowest. */
@@ -195,7 +204,7 @@ ALWAYS void multiply4(int rows, const int8_t *values, const float *steps, const 
                     DOT(whole[r], far, _mm512_set1_epi32(x[4]));
                 }
             }
-            __m512 scale = from_bfloat16(scales + 16 * c), base = from_bfloat16(lowest + 16 * c);
+            __m512 scale = load16(BFLOAT16, scales, c), base = load16(BFLOAT16, lowest, c);
             for (int r = 0; r < rows; r++) {
                 __m512 step = _mm512_set1_ps(steps[r * groups + g]);
                 __m512 total = _mm512_set1_ps(totals[r * groups + g]);
@@ -285,14 +294,41 @@ void flamingo_bend(const struct bend *a, long rows, int threads) {
 
 /* ---- the whole */
 
+static const void *panel_of(const struct linear *w, long panel) {
+    return (const char *)w->weight + panel * w->in * WIDE * bytes_of(w->kind);
+}
+
+static void widen(enum floats type, const void *panel, long in, float *out) {
+    for (long i = 0; i < in * WIDE / 16; i++) {
+        ask_ahead((const char *)panel + 32 * i, 1);
+        _mm512_store_ps(out + 16 * i, load16(type, panel, i));
+    }
+}
+
+#define MULTIPLY_FLOATS(type)                                                                      \
+    FOR_ROWS(rows, multiply, 4, type, k > 0, is_cold, x + k, in,                                   \
+             (const char *)panel + k * WIDE * bytes_of(type), WIDE, least(AT_ONCE, in - k), sums, WIDE)
+
+static void multiply_floats(enum floats type, const float *x, int rows, int is_cold, const void *panel,
+                            long in, float *sums) {
+    for (long k = 0; k < in; k += AT_ONCE) switch (type) {
+        case FLOAT32: MULTIPLY_FLOATS(FLOAT32) break;
+        case BFLOAT16: MULTIPLY_FLOATS(BFLOAT16) break;
+        case FLOAT16: MULTIPLY_FLOATS(FLOAT16) break;
+        }
+}
+
+#undef MULTIPLY_FLOATS
+
 static void multiply_panel(const struct linear *w, const struct input *a, const float *x, long panel,
                            long row, int rows, int is_cold, long all_rows, float *sums) {
     const long in = w->in, groups = in / GROUP;
-    if (w->kind == FLOAT32) {
-        const float *weight = (const float *)w->weight + panel * in * WIDE, *from = x + row * in;
-        for (long k = 0; k < in; k += AT_ONCE)
-            FOR_ROWS(rows, multiply, 4, k > 0, is_cold, from + k, in, weight + k * WIDE, WIDE,
-                     least(AT_ONCE, in - k), sums, WIDE)
+    if (is_widened(w, all_rows)) {
+        float *own = a->widened + omp_get_thread_num() * in * WIDE;
+        if (is_cold) widen(w->kind, panel_of(w, panel), in, own);
+        multiply_floats(FLOAT32, x + row * in, rows, 0, own, in, sums);
+    } else if (is_float(w)) {
+        multiply_floats(w->kind, x + row * in, rows, is_cold, panel_of(w, panel), in, sums);
     } else if (w->kind == INT8) {
         const int8_t *weight = (const int8_t *)w->weight + panel * in * WIDE;
         FOR_ROWS(rows, multiply8, is_cold, a->values + row * in, a->steps + row, weight, in,
@@ -314,11 +350,11 @@ void multiply_together(const struct linear *w, const float *x, long rows, float 
     const long panels = rounded_up(w->out, WIDE) / WIDE, at_once = 16 * ROWS;
     const long parts = (rows + at_once - 1) / at_once;
     float sums[ROWS * WIDE] __attribute__((aligned(64)));
-    if (w->kind != FLOAT32 || w->norm) {
+    if (!is_float(w) || w->norm) {
 #pragma omp for schedule(static)
         for (long row = 0; row < rows; row++)
             take_row(w, &a, x, row, rows, a.normed + omp_get_thread_num() * w->in);
-        if (w->kind == FLOAT32) x = a.normed;
+        if (is_float(w)) x = a.normed;
     }
 #pragma omp for collapse(2) schedule(dynamic)
     for (long panel = 0; panel < panels; panel++)

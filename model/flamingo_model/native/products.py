@@ -19,7 +19,10 @@ GROUP = 32  # inputs that share a 4-bit scale
 SHIFT = 128  # inputs in 8 bits are unsigned around it, as the kernels take them
 Norm = nn.LayerNorm | nn.RMSNorm
 NORMS: dict[type[nn.Module], int] = {nn.LayerNorm: 1, nn.RMSNorm: 2}
-KINDS = {torch.float32: 0, torch.int8: 1, torch.uint8: 2}
+KINDS = {
+    **{torch.float32: 0, torch.bfloat16: 1, torch.float16: 2},
+    **{torch.int8: 3, torch.uint8: 4},  # the latter holds two numbers of 4 bits
+}
 Activation = Callable[[Tensor], Tensor]
 ACTIVATIONS: dict[Activation | None, int] = {
     None: 0,
@@ -144,9 +147,23 @@ def norm_numbers(norm: Norm | None) -> tuple[Tensor | None, Tensor | None]:
     return weight, bias
 
 
-def float32_product(weight: Tensor, around: Around) -> Product:
-    panels = padded(weight.float()).unflatten(0, (-1, WIDE)).transpose(1, 2)
+def float_product(weight: Tensor, around: Around) -> Product:
+    """Of any float type; its sums are float32."""
+    panels = padded(narrowed(weight)).unflatten(0, (-1, WIDE)).transpose(1, 2)
     return Product(panels.contiguous(), shape_of(weight), around)
+
+
+def narrowed(weight: Tensor) -> Tensor:
+    """In 16 bits where they hold the same numbers, as of most published checkpoints: decoding reads
+    half as much, and its sums are the same bits.
+    """
+    for dtype in (torch.bfloat16, torch.float16):  # the first is widened with less work
+        for some in (weight[:1], weight):  # one row tells most that are not
+            if not torch.equal(some.to(dtype).float(), some.float()):
+                break
+        else:
+            return weight.to(dtype)
+    return weight.float()
 
 
 def eight_bit_product(rounded: Tensor, scales: Tensor, around: Around) -> Product:

@@ -4,7 +4,7 @@
 #include <stdint.h>
 
 struct linear { /* as Python lays it out */
-    const void *weight; /* FLOAT32 [panels, in, 64]; INT8 [panels, in / 4, 64, 4]; INT4: linear.c */
+    const void *weight; /* floats [panels, in, 64]; INT8 [panels, in / 4, 64, 4]; INT4: linear.c */
     const float *scales;  /* INT8: [panels * 64] */
     const int32_t *shift; /* INT8: -128 times the sums of each output's weights */
     const float *bias;    /* [panels * 64], or NULL */

@@ -105,19 +105,31 @@ ALWAYS void store(float *out, __m512 sum, int adds) {
     _mm512_storeu_ps(out, adds ? _mm512_add_ps(_mm512_loadu_ps(out), sum) : sum);
 }
 
+enum floats { FLOAT32, BFLOAT16, FLOAT16 };
+
+ALWAYS long bytes_of(enum floats type) { return type == FLOAT32 ? 4 : 2; }
+
+/* The numbers 16 * i … 16 * i + 15. */
+ALWAYS __m512 load16(enum floats type, const void *x, long i) {
+    if (type == FLOAT32) return _mm512_loadu_ps((const float *)x + 16 * i);
+    const __m256i half = _mm256_loadu_si256((const __m256i *)x + i);
+    if (type == FLOAT16) return _mm512_cvtph_ps(half);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
 /* a [rows, count] · b [count, 16 * width] → out, or what is added to it. Terms are added in order,
    whatever the number of rows: a row's sums do not depend on the rows beside it. `is_cold`: b comes
-   from memory. Inlined for constant rows and widths. */
-ALWAYS void multiply(int rows, int width, int adds, int is_cold, const float *a, long a_row, const float *b,
-                     long b_row, long count, float *out, long out_row) {
+   from memory. Inlined for constant rows, widths and types of b. */
+ALWAYS void multiply(int rows, int width, enum floats type, int adds, int is_cold, const float *a,
+                     long a_row, const void *b, long b_row, long count, float *out, long out_row) {
     const __m512 zero = _mm512_setzero_ps();
     SUMS(0) SUMS(1) SUMS(2) SUMS(3) SUMS(4) SUMS(5)
-    for (long k = 0; k < count; k++, b += b_row) {
-        if (is_cold) ask_ahead(b, width);
-        __m512 b0 = _mm512_loadu_ps(b), b1, b2, b3;
-        if (width > 1) b1 = _mm512_loadu_ps(b + 16);
-        if (width > 2) b2 = _mm512_loadu_ps(b + 32);
-        if (width > 3) b3 = _mm512_loadu_ps(b + 48);
+    for (long k = 0; k < count; k++, b = (const char *)b + b_row * bytes_of(type)) {
+        if (is_cold) ask_ahead(b, width * bytes_of(type) / 4);
+        __m512 b0 = load16(type, b, 0), b1, b2, b3;
+        if (width > 1) b1 = load16(type, b, 1);
+        if (width > 2) b2 = load16(type, b, 2);
+        if (width > 3) b3 = load16(type, b, 3);
         MULTIPLY(0) MULTIPLY(1) MULTIPLY(2) MULTIPLY(3) MULTIPLY(4) MULTIPLY(5)
     }
     STORE(0) STORE(1) STORE(2) STORE(3) STORE(4) STORE(5)
