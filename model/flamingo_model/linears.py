@@ -238,12 +238,18 @@ def float32(weight: Tensor, around: Around) -> Kernels:
 
 
 def bfloat16(weight: Tensor, around: Around) -> Kernels:
+    """Torch's where a CPU multiplies whole tiles (AMX): its arithmetic is then the faster."""
+    if native.is_available() and not has_tiles("amx_bf16"):
+        return (float_product(weight.bfloat16(), around),)
     weight, bias = weight.bfloat16(), None if around.bias is None else around.bias.bfloat16()
     return tuple(surrounded(make(weight, bias), around) for make in (Plain, Widened))
 
 
 def widened(weight: Tensor, around: Around) -> Kernels:
-    return (surrounded(Widened(weight.bfloat16(), around.bias), around),)
+    weight = weight.bfloat16()
+    if native.is_available():
+        return (float_product(weight, around),)
+    return (surrounded(Widened(weight, around.bias), around),)
 
 
 def int8(weight: Tensor, around: Around) -> Kernels:
@@ -255,7 +261,11 @@ def int8(weight: Tensor, around: Around) -> Kernels:
         torchs = EightBit if has_vnni() else EightBitWeights
         return (surrounded(torchs(weight, around.bias), around),)
     ours = eight_bit_product(*eight_bits(weight), around)
-    return (ours, surrounded(EightBit(weight, around.bias), around)) if has_tiles() else (ours,)
+    return (
+        (ours, surrounded(EightBit(weight, around.bias), around))
+        if has_tiles("amx_int8")
+        else (ours,)
+    )
 
 
 def int4(weight: Tensor, around: Around) -> Kernels:
@@ -316,8 +326,8 @@ def has_vnni() -> bool:
 
 
 @cache
-def has_tiles() -> bool:
-    return bool(torch.cpu.get_capabilities().get("amx_int8"))
+def has_tiles(flag: str) -> bool:
+    return bool(torch.cpu.get_capabilities().get(flag))
 
 
 def pack_linear(

@@ -28,6 +28,7 @@ from flamingo_model.linears import (
     EightBitWeights,
     FourBit,
     PackedLinear,
+    Plain,
     pack_linear,
 )
 from flamingo_model.media import to_pixels
@@ -164,10 +165,22 @@ def test_a_shape_that_our_eight_bits_do_not_fit_is_torchs(kernels: str) -> None:
 def test_one_kernel_is_for_few_rows_and_torchs_for_many_where_the_processor_has_tiles(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(linears, "has_tiles", lambda: True)
+    monkeypatch.setattr(linears, "has_tiles", lambda flag: True)
     packed = pack_linear(*layer(64, 64), "int8")
     assert isinstance(packed.few, Product) and isinstance(packed.many, EightBit)
     assert packed.nbytes == packed.few.nbytes + packed.many.nbytes
+    assert isinstance(pack_linear(*layer(64, 64), "bfloat16").few, Plain)
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", ["bfloat16", "widened"])
+def test_sixteen_bits_are_ours_where_torch_has_no_tiles(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linears, "has_tiles", lambda flag: False)
+    packed = pack_linear(*layer(64, 64), kind)
+    assert isinstance(packed.few, Product) and packed.few is packed.many
+    assert packed.few.weight.dtype == torch.bfloat16 and packed.nbytes == 64 * 64 * 2
 
 
 def test_without_vnni_activations_are_not_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
