@@ -1,9 +1,9 @@
 """Which kernel is the fastest for which shape, and what packing does to a whole model's parts.
 
-`python tests/bench/linears.py [kernels|model] [THREADS]`. The model is the mid-size one: OPT-125m's
-shape, a ViT-B/16, cross-attention in every layer, random weights. With one thread the CPU's own
-time is taken, so that whatever else runs does not count. Weights of kernels are cold: every call
-reads another copy, more of them than a cache holds.
+`python tests/bench/linears.py [kernels|model] [THREADS]`, on a CPU with our kernels. The model is
+the mid-size one: OPT-125m's shape, a ViT-B/16, cross-attention in every layer, random weights. With
+one thread the CPU's own time is taken, so that whatever else runs does not count. Weights of kernels
+are cold: every call reads another copy, more of them than a cache holds.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from flamingo_model.config import (
 )
 from flamingo_model.flamingo import Flamingo
 from flamingo_model.linears import EightBit, EightBitWeights, FourBit, Kernel, Plain, Widened
+from flamingo_model.native.products import Around, float_product
 from flamingo_model.packing import KINDS, pack_model
 
 SHAPES = ((768, 768), (768, 3072), (3072, 768), (768, 512), (768, 50272))
@@ -64,6 +65,11 @@ KERNELS: dict[str, Callable[[Tensor, int], Kernel]] = {
     "int8 rows": lambda w, n: EightBit(w, None),
     "int8 weights": lambda w, n: EightBitWeights(w, None),
     "int4": lambda w, n: four_bit(w),
+    "ours float32": lambda w, n: float_product(w, Around()),
+    "ours bfloat16": lambda w, n: float_product(w.bfloat16(), Around()),
+    "ours float16": lambda w, n: float_product(w.half(), Around()),
+    "ours int8": lambda w, n: linears.int8(w, Around())[0],
+    "ours int4": lambda w, n: linears.int4(w, Around())[0],
 }
 clock = time.perf_counter
 
