@@ -18,7 +18,7 @@ enum { GROUP = 32, FEW = 4, GROUP_BYTES = WIDE * GROUP / 2 }; /* of 4-bit weight
     a scale; rows at once; what a panel's group takes without its scales */
 
 struct input { /* what is multiplied, where it is not x as it is */
-    float *widened;  /* floats of 16 bits, for many rows: a panel for each thread */
+    float *widened;  /* floats of 16 bits, for many rows: this thread's panel */
     float *normed;   /* floats: rows; else of one row, for each thread */
     float *steps;    /* INT8: of a row; INT4: of a group, and behind all of them the groups' sums */
     uint8_t *values; /* INT8: around 128; INT4: signed */
@@ -51,8 +51,9 @@ long input_bytes(const struct linear *w, long rows, int threads) {
 }
 
 static struct input input_in(const struct linear *w, long rows, int threads, void *space) {
-    float *widened = space, *normed = widened + widened_floats(w, rows, threads);
+    float *normed = (float *)space + widened_floats(w, rows, threads);
     float *steps = normed + normed_floats(w, rows, threads);
+    float *widened = (float *)space + widened_floats(w, rows, omp_get_thread_num());
     return (struct input){widened, normed, steps, (uint8_t *)(steps + step_floats(w, rows))};
 }
 
@@ -324,9 +325,7 @@ static void multiply_panel(const struct linear *w, const struct input *a, const 
                            long row, int rows, int is_cold, long all_rows, float *sums) {
     const long in = w->in, groups = in / GROUP;
     if (is_widened(w, all_rows)) {
-        float *own = a->widened + omp_get_thread_num() * in * WIDE;
-        if (is_cold) widen(w->kind, panel_of(w, panel), in, own);
-        multiply_floats(FLOAT32, x + row * in, rows, 0, own, in, sums);
+        multiply_floats(FLOAT32, x + row * in, rows, 0, a->widened, in, sums);
     } else if (is_float(w)) {
         multiply_floats(w->kind, x + row * in, rows, is_cold, panel_of(w, panel), in, sums);
     } else if (w->kind == INT8) {
@@ -350,6 +349,7 @@ void multiply_together(const struct linear *w, const float *x, long rows, float 
     const long panels = rounded_up(w->out, WIDE) / WIDE, at_once = 16 * ROWS;
     const long parts = (rows + at_once - 1) / at_once;
     float sums[ROWS * WIDE] __attribute__((aligned(64)));
+    long widened = -1; /* which panel is */
     if (!is_float(w) || w->norm) {
 #pragma omp for schedule(static)
         for (long row = 0; row < rows; row++)
@@ -358,13 +358,18 @@ void multiply_together(const struct linear *w, const float *x, long rows, float 
     }
 #pragma omp for collapse(2) schedule(dynamic)
     for (long panel = 0; panel < panels; panel++)
-        for (long part = 0; part < parts; part++)
+        for (long part = 0; part < parts; part++) {
+            if (is_widened(w, rows) && widened != panel) {
+                widen(w->kind, panel_of(w, panel), w->in, a.widened);
+                widened = panel;
+            }
             for (long row = part * at_once; row < least(rows, (part + 1) * at_once); row += ROWS) {
                 const int few = least(ROWS, rows - row);
                 const long at = row * w->out;
                 multiply_panel(w, &a, x, panel, row, few, row == part * at_once, rows, sums);
                 finish(w, panel, sums, few, y + at, residual ? residual + at : NULL);
             }
+        }
 }
 
 /* The same by a team of its own. 0, or 1: no memory. */
