@@ -28,6 +28,7 @@ class PerToken:
     def figures(self) -> Iterator[Figure]:
         yield self.against_peer("float32", "ours", "≤ 1/4")
         yield self.against_peer("fastest type", "fastest", "≤ 1/8")
+        yield self.against_peer("float32, the LM's layers float16 as published", "halves", "")
         yield self.shots()
         yield self.of_bandwidth("float32", self.times["ours 16"], 4)
         if self.fast_bytes is not None:
@@ -73,6 +74,7 @@ def measure(stage: Stage) -> PerToken:
         "ours 0": our_side(stage.plain, none, num),
         "ours 16": our_side(stage.plain, many, num),
         "fastest 16": our_side(stage.fast, many, num),
+        "halves 16": our_side(stage.halves, many, num),
         "ours greedy": lambda _: [stage.plain.step(many, num) for _ in range(NUM_SAMPLES)],
         "ours 3 beams": lambda _: [stage.plain.step(many, num, 3) for _ in range(NUM_SAMPLES)],
     }
