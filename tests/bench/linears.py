@@ -2,8 +2,8 @@
 
 `python tests/bench/linears.py [kernels|model] [THREADS]`, on a CPU with our kernels. The model is
 the mid-size one: OPT-125m's shape, a ViT-B/16, cross-attention in every layer, random weights. With
-one thread the CPU's own time is taken, so that whatever else runs does not count. Weights of kernels
-are cold: every call reads another copy, more of them than a cache holds.
+one thread the CPU's own time is taken, so that whatever else runs does not count. The weights of a
+kernel are cold: every call reads another copy, more of them than a cache holds.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ IN_HALVES = FOLDER / "lm-float16"
 
 @dataclass(frozen=True)
 class Stage:
-    """OpenFlamingo and three servers of ours, all with the same weights, but for what is rounded."""
+    """OpenFlamingo and three servers of ours, with the same weights but for what is rounded."""
 
     peer: Peer
     plain: Ours  # float32
