@@ -18,10 +18,12 @@ from flamingo_model.adapted import adapt
 from flamingo_model.adapters import Adapter, fuse
 from flamingo_model.checkpoints.writing import StateDict
 from flamingo_model.flamingo import Flamingo
+from flamingo_model.native_decode import NativeDecoding
 from flamingo_model.packing import always_one_kernel, pack_model
 from flamingo_server.engine.latents_store import LatentsStore
 from flamingo_server.engine.media_loader import MediaLoader
 from flamingo_server.engine.request import LoadedAdapter, Started
+from our_kernels import needs_kernels
 from tiny_engines import KINDS, alone, ask, network, new_engine, rank, same
 
 NAMES = ("pictures", "words", "both")
@@ -128,6 +130,36 @@ def test_packed_models_answer_as_packed_fused_ones(kernels: str) -> None:
         truth = alone("what", 0, model=model)
         assert answer.token_ids() == truth.token_ids()
         assert np.allclose(answer.logprobs(), truth.logprobs(), atol=2e-2)
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["pictures", "words"])
+def test_an_adapters_steps_are_recorded_where_it_leaves_the_layers_alone(name: str) -> None:
+    base, weights = deepcopy(network()), StateDict(network())
+    pack_model(base, "float32")
+    who = LoadedAdapter(name, 1, adapt(base, weights, file("tiny", name), "float32"))
+    answers = list[Answer]()
+    for is_recorded in (True, False):
+        engine = new_engine(model=base)
+        if not is_recorded:
+            engine.runner.decoding = engine.runner.recorded[who] = None
+        answers += [ask(engine, "what", i, adapter=a) for i, a in enumerate((who, None))]
+        drive(engine)  # side by side
+        answers += [ask(engine, "what", i, adapter=who) for i in range(2)]
+        drive(engine)
+        has_own = name == "pictures" and is_recorded
+        assert isinstance(engine.runner.recorded[who], NativeDecoding) == has_own
+    for one, other in zip(answers[:4], answers[4:], strict=True):
+        assert one.logprobs() == other.logprobs() and one.token_ids() == other.token_ids()
+
+
+def test_a_recording_goes_with_its_adapter() -> None:
+    runner, who = new_engine().runner, loaded("pictures")
+    runner.decoding_with(who)
+    assert len(runner.recorded) == 1
+    del who
+    gc.collect()
+    assert len(runner.recorded) == 0
 
 
 def test_a_deterministic_engine_gives_an_adapter_the_same_numbers_in_any_company() -> None:

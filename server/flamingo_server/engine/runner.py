@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import groupby
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -49,16 +50,30 @@ class Runner:
         self.blocks = BlockCache(model.config, limits.num_blocks, limits.block_size, device, dtype)
         self.slots = MediaSlots(model.config, limits.num_media_slots, device, dtype)
         self.is_on_gpu = device.type == "cuda" and not limits.is_deterministic
-        self.decoding = self.make_decoding(limits)
+        self.sizes = limits.max_running, limits.blocks_for(limits.max_length)
+        self.decoding = self.make_decoding()
+        self.recorded = WeakKeyDictionary[LoadedAdapter, NativeDecoding | None]()
 
-    def make_decoding(self, limits: EngineLimits) -> DecodeGraphs | NativeDecoding | None:
+    def make_decoding(self) -> DecodeGraphs | NativeDecoding | None:
         """Steps that only decode, prepared once, where the device and the model allow it."""
-        sizes = limits.max_running, limits.blocks_for(limits.max_length)
-        if self.is_on_gpu and is_capturable(self.model):
-            return DecodeGraphs(self.model, self.blocks, self.slots, *sizes)
-        if is_recordable(self.model, self.blocks, self.slots):
-            return NativeDecoding(self.model, self.blocks, self.slots, *sizes)
-        return None
+        if not self.is_on_gpu:
+            return self.record(self.model)
+        if not is_capturable(self.model):
+            return None
+        return DecodeGraphs(self.model, self.blocks, self.slots, *self.sizes)
+
+    def record(self, model: Flamingo) -> NativeDecoding | None:
+        if not is_recordable(model, self.blocks, self.slots):
+            return None
+        return NativeDecoding(model, self.blocks, self.slots, *self.sizes)
+
+    def decoding_with(self, adapter: LoadedAdapter | None) -> DecodeGraphs | NativeDecoding | None:
+        """An adapter's own is recorded where it leaves the language model's layers as they are."""
+        if adapter is None:
+            return self.decoding
+        if adapter not in self.recorded:
+            self.recorded[adapter] = self.record(adapter.adapted.model)
+        return self.recorded[adapter]
 
     # ---- pictures
 
@@ -129,10 +144,11 @@ class Runner:
         if len(adapters) > 1:
             return self.forward_side_by_side(chunks)
         [adapter] = adapters
-        if self.decoding is not None and adapter is None and all(c.is_decode for c in chunks):
+        decoding = self.decoding_with(adapter) if all(c.is_decode for c in chunks) else None
+        if decoding is not None:
             rows = [self.decode_row(chunk) for chunk in chunks]
-            if self.decoding.can_run(rows):
-                logits, places = self.decoding.run(rows), wanted(chunks)
+            if decoding.can_run(rows):
+                logits, places = decoding.run(rows), wanted(chunks)
                 return on_host(logits if len(places) == len(rows) else logits[places])
         batch, model = self.prepare(chunks), self.model_of(adapter)
         hidden = model(
