@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from flamingo_model.native import is_stale
 from flamingo_model.native.compiling import (
     LIBRARY,
     CannotCompile,
@@ -229,6 +231,29 @@ def test_loaded_after_torch_the_library_runs_on_torchs_own_openmp(folder: Path) 
     team, mapped, torch = json.loads(said)
     assert mapped == [str(Path(torch).parent / "lib/libgomp.so.1")]
     assert team == 3
+
+
+@needs_compiler
+def test_a_library_of_other_sources_than_those_beside_it_is_known_as_stale(folder: Path) -> None:
+    """After a pull without `make`: its structs would be read as others."""
+    library = compile_kernels(folder)
+    assert library and not is_stale(ctypes.CDLL(str(library)), folder)
+    kept = library.rename(folder.parent / "older.so")
+    (folder / "step.h").write_text((folder / "step.h").read_text() + "/* new */\n")
+    assert is_stale(ctypes.CDLL(str(kept)), folder)
+    again = compile_kernels(folder)
+    assert again
+    newer = again.rename(folder.parent / "newer.so")  # what has a known name is not loaded anew
+    assert not is_stale(ctypes.CDLL(str(newer)), folder)
+    for source in folder.glob("*.[ch]"):  # nothing to compare with
+        source.unlink()
+    assert not is_stale(ctypes.CDLL(str(kept)), folder)
+
+
+@needs_compiler
+def test_a_library_that_does_not_say_what_it_is_made_of_is_stale(tmp_path: Path) -> None:
+    (tmp_path / "one.c").write_text("int one(void) { return 1; }\n")
+    assert is_stale(ctypes.CDLL(str(compile_kernels(tmp_path))), tmp_path)
 
 
 # Wheels, the source archive, editable installs

@@ -7,7 +7,8 @@ another CPU, torch's own kernels do the same: ask `is_available`. Both share tor
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_int, c_long, c_void_p
+import logging
+from ctypes import c_char_p, c_int, c_long, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .compiling import LIBRARY
+from .compiling import LIBRARY, sources_digest
 
+log = logging.getLogger(__name__)
 NEEDED = ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq", "avx512_vnni", "fma3")
 
 
@@ -31,6 +33,9 @@ def library() -> Any:
         loaded = ctypes.CDLL(str(path))
     except OSError:  # of another system, or of a newer OpenMP
         return None
+    if is_stale(loaded, path.parent):
+        log.warning("%s is made of other sources: python %s/compiling.py", path, path.parent)
+        return None
     loaded.flamingo_linear.argtypes = (c_void_p, c_void_p, c_long, c_void_p, c_void_p, c_int)
     loaded.flamingo_attend.argtypes = (c_void_p, c_int)
     loaded.flamingo_attend_paged.argtypes = (c_void_p, c_int)
@@ -38,6 +43,15 @@ def library() -> Any:
     loaded.flamingo_bend.restype = None
     loaded.flamingo_step.argtypes = (c_void_p, c_long, c_long, c_int)
     return loaded
+
+
+def is_stale(loaded: Any, folder: Path) -> bool:
+    """Whether it was compiled before the sources beside it: its structs may be others."""
+    if not hasattr(loaded, "flamingo_sources"):
+        return True
+    loaded.flamingo_sources.restype = c_char_p
+    digest = sources_digest(folder)
+    return bool(digest) and loaded.flamingo_sources() != digest.encode()
 
 
 def is_available() -> bool:

@@ -7,6 +7,7 @@ hook runs this file by its path, where neither torch nor this package is install
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import platform
@@ -79,7 +80,7 @@ def link(compiler: list[str], folder: Path, made: Path) -> None:
     if not sources:
         raise CannotCompile(f"no C file in {folder}")
     done = subprocess.run(
-        [*compiler, *FLAGS, *sources, "-o", str(made)],
+        [*compiler, *FLAGS, f'-DSOURCES="{sources_digest(folder)}"', *sources, "-o", str(made)],
         cwd=folder,
         env={**os.environ, "LC_ALL": "C"},
         capture_output=True,
@@ -90,6 +91,15 @@ def link(compiler: list[str], folder: Path, made: Path) -> None:
         raise CannotCompile(first_error(done.stderr) or f"{compiler[0]} made nothing of it")
     if any(name in made.read_bytes() for name in OTHER_OPENMP):
         raise CannotCompile(f"{compiler[0]} links another OpenMP than torch's, unlike GCC")
+
+
+def sources_digest(folder: Path) -> str:
+    """Names what a library is made of; empty where no source is beside it."""
+    found = hashlib.sha256()
+    sources = sorted(folder.glob("*.[ch]"))
+    for path in sources:
+        found.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
+    return found.hexdigest() if sources else ""
 
 
 def first_error(said: str) -> str:
