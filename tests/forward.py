@@ -13,7 +13,7 @@ from flamingo_model.attention import DenseCrossAttention, DenseSelfAttention
 from flamingo_model.cache import BlockCache, MediaSlots
 from flamingo_model.cross_attention import CrossAttend, media_mask, visible_media
 from flamingo_model.decode_graph import DecodeRow
-from flamingo_model.flamingo import Flamingo
+from flamingo_model.flamingo import Flamingo, MediaKV
 from flamingo_model.paged_attention import (
     Batch,
     CachedCrossAttention,
@@ -154,7 +154,11 @@ class Cached:
         self.media = MediaSlots(model.config, num_slots, dtype=dtype)
 
     def show(self, slots: list[int], pixels: Tensor) -> None:
-        self.media.write(slots, self.model.project_media(self.model.encode_media(pixels)))
+        self.keep(slots, self.model.project_media(self.model.encode_media(pixels)))
+
+    def keep(self, slots: list[int], media: MediaKV) -> None:
+        for block, (k, v) in enumerate(zip(media.k, media.v, strict=True)):
+            self.media.write(block, slots, k, v)
 
     def step(self, *prefills: Chunk, decodes: Sequence[Chunk] = ()) -> list[Tensor]:
         """Logits [tokens, vocab] of each decoding chunk (one token), then of each prefilling."""

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from .config import FlamingoConfig
-from .flamingo import MediaKV
 from .memory import small_pages
 from .positions import reach
 
@@ -85,13 +84,8 @@ class MediaSlots:
         self.k = zeros(shape, device, dtype)
         self.v = zeros(shape, device, dtype)
 
-    def write(self, slots: list[int], media: MediaKV) -> None:
-        """Stores [blocks, N, heads, R, head_dim] in N slots."""
-        for block, (k, v) in enumerate(zip(media.k, media.v, strict=True)):
-            self.write_block(block, slots, k, v)
-
-    def write_block(self, block: int, slots: list[int], k: Tensor, v: Tensor) -> None:
-        """Stores one block's keys and values [N, heads, R, head_dim]."""
+    def write(self, block: int, slots: list[int], k: Tensor, v: Tensor) -> None:
+        """Stores a block's keys and values [N, heads, R, head_dim] in N slots."""
         for row, slot in enumerate(slots):  # each is written as a whole
             self.k[block, slot] = k[row]
             self.v[block, slot] = v[row]

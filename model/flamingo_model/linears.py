@@ -193,7 +193,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.kind, self.dtype, self.around = kind, dtype, around
         self.out_features, self.in_features = weight.shape
-        kernels = KINDS[kind](weight, around)
+        kernels = KERNELS[kind](weight, around)
         self.few, self.many, self.has_two = kernels[0], kernels[-1], len(kernels) > 1
         self.many_from = 0.0
         if self.has_two:
@@ -309,7 +309,7 @@ def as_float32(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.float()
 
 
-KINDS: dict[str, Callable[[Tensor, Around], Kernels]] = {
+KERNELS: dict[str, Callable[[Tensor, Around], Kernels]] = {
     "float32": float32,
     "bfloat16": bfloat16,
     "widened": widened,

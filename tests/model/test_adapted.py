@@ -74,7 +74,7 @@ def side_by_side(base: Flamingo, views: Sequence[Adapted | None], kind: str) -> 
     for row, view in enumerate(views):
         model = base if view is None else view.model
         media = model.project_media(model.encode_media(pictures(2)))
-        cached.media.write([2 * row, 2 * row + 1], media)
+        cached.keep([2 * row, 2 * row + 1], media)
         whole.append(document(IDS, row, 2 * row, sees_all))
     first = step(cached, views, [], [chunk.cut(0, -1) for chunk in whole])
     last = step(cached, views, [chunk.cut(len(IDS) - 1) for chunk in whole], [])

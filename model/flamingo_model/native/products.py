@@ -19,7 +19,7 @@ GROUP = 32  # inputs that share a 4-bit scale
 SHIFT = 128  # inputs in 8 bits are unsigned around it, as the kernels take them
 Norm = nn.LayerNorm | nn.RMSNorm
 NORMS: dict[type[nn.Module], int] = {nn.LayerNorm: 1, nn.RMSNorm: 2}
-KINDS = {
+TYPES = {  # of weights
     **{torch.float32: 0, torch.bfloat16: 1, torch.float16: 2},
     **{torch.int8: 3, torch.uint8: 4},  # the latter holds two numbers of 4 bits
 }
@@ -95,7 +95,7 @@ class Product:
         self.nbytes = sum(x.nbytes for x in (panels, scales, shift) if x is not None)
         self.struct = LinearStruct(
             *(None if x is None else x.data_ptr() for x in (panels, *self.kept)),
-            *(shape[1], shape[0], KINDS[panels.dtype], ACTIVATIONS[around.activation]),
+            *(shape[1], shape[0], TYPES[panels.dtype], ACTIVATIONS[around.activation]),
             *((0, 0.0) if around.norm is None else (NORMS[type(around.norm)], around.norm.eps)),
         )
         self.address, self.run = ctypes.addressof(self.struct), library().flamingo_linear

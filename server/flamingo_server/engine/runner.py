@@ -121,7 +121,7 @@ class Runner:
             some = torch.stack(latents[start : start + at_once])
             for index, block in enumerate(model.blocks()):  # never the numbers of all at once
                 keys_values = block.project_media(some)
-                self.slots.write_block(index, slots[start : start + at_once], *keys_values)
+                self.slots.write(index, slots[start : start + at_once], *keys_values)
 
     def model_of(self, adapter: LoadedAdapter | None) -> Flamingo:
         return self.model if adapter is None else adapter.adapted.model
