@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -141,6 +142,18 @@ def test_steps_that_only_decode_are_recorded_and_change_no_bit(kind: str) -> Non
     one, other = found
     assert len(one) == 80 and one.keys() == other.keys()
     assert all(torch.equal(one[tokens], other[tokens]) for tokens in one)
+
+
+def test_a_prompt_that_comes_token_by_token_gives_the_answer_of_one_that_comes_whole() -> None:
+    """Of all its steps, which are recorded, only the last one's logits are wanted."""
+    model, found = packed("tiny"), list[Answer]()
+    for limits in (LIMITS, replace(LIMITS, max_step_tokens=1)):
+        runner = NotingRunner(model)
+        engine = Engine(model.config, runner, TOKENIZER, limits)
+        found.append(ask(engine, "what is it", 0, 1, max_tokens=12, min_tokens=12))
+        drive(engine)
+        assert len(runner.logits) == 12
+    assert same(*found)
 
 
 def test_the_runner_takes_ours_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
