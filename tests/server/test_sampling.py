@@ -215,6 +215,12 @@ def test_logits_that_are_not_finite_raise(bad: float) -> None:
         choose(values, chooser())
 
 
+def test_large_logits_are_finite_though_their_squares_are_not() -> None:
+    values = FOUR.clone()
+    values[8] = 1e30
+    assert choose(values, chooser(temperature=0.0)) == 8
+
+
 def test_logits_are_left_as_they_were() -> None:
     before = FOUR.clone()
     choose(FOUR, chooser(repetition_penalty=2.0, no_repeat_ngram_size=1, prompt=[3]))

@@ -83,14 +83,22 @@ def choose_token(
 
 def likeliest(logits: Tensor, rules: Rules, num_generated: int) -> int:
     """Without any rule but bans: what `draw` would take at temperature 0, in fewer passes."""
+    token = int(logits.numpy().argmax())  # torch's takes ten times as long
+    is_early = num_generated < rules.sampling.min_tokens
+    if not (token in rules.banned.numpy() or (is_early and token in rules.stop_ids)):
+        return token
     logits = logits.index_fill(0, rules.banned, -torch.inf)
-    if num_generated < rules.sampling.min_tokens:
+    if is_early:
         logits[rules.stop_ids] = -torch.inf
-    return int(logits.numpy().argmax())  # torch's takes ten times as long
+    return int(logits.numpy().argmax())
 
 
 def check_finite(logits: Tensor) -> None:
-    if not math.isfinite(logits.sum(dtype=torch.float64)):  # one pass: faster than asking each
+    """Of any shape; in few passes over them, for every token is asked."""
+    numbers = logits.flatten()
+    if math.isfinite(torch.dot(numbers, numbers)):
+        return
+    if not torch.isfinite(numbers).all():  # else they are only large
         raise NotFiniteError("the model's logits are not finite")
 
 
