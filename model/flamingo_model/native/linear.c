@@ -28,9 +28,9 @@ struct input { /* what is multiplied, where it is not x as it is */
 
 static int is_float(const struct linear *w) { return w->kind < INT8; }
 
-/* Rows that share a panel share its widening. */
+/* Many rows share a panel's widening, where arithmetic is the cost; from so many on it pays. */
 static int is_widened(const struct linear *w, long rows) {
-    return (w->kind == BFLOAT16 || w->kind == FLOAT16) && rows > ROWS;
+    return (w->kind == BFLOAT16 || w->kind == FLOAT16) && rows > 6 * ROWS;
 }
 
 static long widened_floats(const struct linear *w, long rows, int threads) {

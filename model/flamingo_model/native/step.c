@@ -61,8 +61,21 @@ static long most_bytes(const struct op *ops, long count, enum op_kind kind, long
     return most;
 }
 
+/* Threads meet two or three times in every op: what one brings must be worth it. */
+static int team_for(const struct op *ops, long count, long rows, int threads) {
+    long work = 0, products = 1;
+    for (const struct op *op = ops; op < ops + count; op++) {
+        if (op->kind != PRODUCT) continue;
+        const struct linear *w = op->what;
+        work += rows * w->in * w->out;
+        products++;
+    }
+    return least(threads, 1 + work / products / (SMALL / 2));
+}
+
 /* Does the ops in order, each for so many rows. 0, or 1: no memory. */
 int flamingo_step(const struct op *ops, long count, long rows, int threads) {
+    threads = team_for(ops, count, rows, threads);
     void *space = room(most_bytes(ops, count, PRODUCT, rows, threads));
     const long scores_bytes = most_bytes(ops, count, ATTEND, rows, threads);
     int failed = !space;
