@@ -261,11 +261,9 @@ def int8(weight: Tensor, around: Around) -> Kernels:
         torchs = EightBit if has_vnni() else EightBitWeights
         return (surrounded(torchs(weight, around.bias), around),)
     ours = eight_bit_product(*eight_bits(weight), around)
-    return (
-        (ours, surrounded(EightBit(weight, around.bias), around))
-        if has_tiles("amx_int8")
-        else (ours,)
-    )
+    if not has_tiles("amx_int8"):
+        return (ours,)
+    return ours, surrounded(EightBit(weight, around.bias), around)
 
 
 def int4(weight: Tensor, around: Around) -> Kernels:

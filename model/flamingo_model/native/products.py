@@ -38,10 +38,9 @@ class BendStruct(ctypes.Structure):
     """`struct bend` of step.h."""
 
     _fields_ = [
-        ("x", c_void_p),
-        ("y", c_void_p),
+        *((name, c_void_p) for name in ("x", "y")),
         ("width", c_long),
-        *((n, c_int) for n in ("activation", "is_gated")),
+        *((name, c_int) for name in ("activation", "is_gated")),
     ]
 
 
