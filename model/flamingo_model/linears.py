@@ -1,5 +1,5 @@
 """Linear layers for a CPU, their weights kept in the layout that the fastest kernel reads: our own
-where they were compiled and the CPU can run them (`native`), torch's elsewhere and in bfloat16.
+where they were compiled and the CPU can run them (`native`), torch's elsewhere.
 
 A kind says how weights are kept, and has a kernel for few rows (decoding, where reading weights is
 the cost) and perhaps one for many (prefill, pictures, where arithmetic is). From how many rows the
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from . import native
 from .native.products import (
     GROUP,
+    NORMS,
     SHIFT,
     Activation,
     Around,
@@ -337,7 +338,7 @@ def pack_linear(
     norm: nn.Module | None = None,
 ) -> PackedLinear:
     """A weight [out, in] and its bias in the layout of `kind`, and what is done beside it."""
-    assert norm is None or isinstance(norm, Norm)
+    assert norm is None or (isinstance(norm, Norm) and type(norm) in NORMS)
     around = Around(None if bias is None else bias.detach(), activation, norm)
     return PackedLinear(kind, weight.detach(), around, dtype)
 

@@ -2,8 +2,9 @@
 of rows, as `decode_graph` does it for a GPU.
 
 Done from Python, each of a step's hundred small calls starts the threads anew, and no weights are
-read between them. The kernels are the same here, and so are the numbers, to the last bit: a token's
-do not depend on whether it comes in such a step or in one that has prompts, too.
+read between them. The kernels are the same here, and so are the numbers, to the last bit: where a
+layer has one kernel, a token's do not depend on whether it comes in such a step or in one that has
+prompts, too.
 """
 
 from __future__ import annotations
@@ -12,13 +13,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .cache import BlockCache, MediaSlots
 from .cuda_attention import Table, alibi
 from .decode_graph import DecodeRow
-from .flamingo import Flamingo
+from .flamingo import Flamingo, before_layers
 from .linears import PackedLinear
 from .native import can_take
 from .native.attention import PagedAttention, PagedStruct
@@ -47,13 +47,13 @@ class NativeDecoding:
         self.model, self.num_latents = model, media.k.shape[-2]
         self.max_rows, self.max_blocks = max_rows, max_blocks
         self.max_slots = media.num_slots if sees_all else 1
-        self.rows = torch.zeros(5, max_rows, dtype=torch.long)
+        self.numbers = torch.zeros(5, max_rows, dtype=torch.long)
         self.blocks = torch.zeros(max_rows, max_blocks, dtype=torch.long)
         self.slots = torch.zeros(max_rows, self.max_slots, dtype=torch.long)
         positions = model.decoder.positions
         self.rotary = positions if isinstance(positions, Rotary) else None
         self.turns = make_turns(self.rotary, max_rows)
-        places, lengths, seen = self.rows[2:]
+        places, lengths, seen = self.numbers[2:]
         own = Table(self.blocks, lengths, alibi(cache), cache.reach.window)
         pictures = Table(self.slots, seen)
         self.recorder = Recorder(model, cache, media, places, self.turns, own, pictures)
@@ -72,7 +72,7 @@ class NativeDecoding:
         """Logits [rows, vocab]"""
         num, decoder = len(rows), self.model.decoder
         self.write(rows)
-        token_ids, positions = self.rows[:2, :num]
+        token_ids, positions = self.numbers[:2, :num]
         hidden = self.recorder.hidden[:num].copy_(decoder.embedded(token_ids, positions))
         if self.rotary is not None and self.turns is not None:
             self.turns.write(*self.rotary.angles(positions))
@@ -83,7 +83,7 @@ class NativeDecoding:
 
     def write(self, rows: Sequence[DecodeRow]) -> None:
         """Behind a row's own blocks stay those of a step before, which nobody reads."""
-        numbers, blocks, slots = self.rows.numpy(), self.blocks.numpy(), self.slots.numpy()
+        numbers, blocks, slots = (x.numpy() for x in (self.numbers, self.blocks, self.slots))
         for index, row in enumerate(rows):
             seen = len(row.slots) * self.num_latents
             numbers[:, index] = row.token_id, row.position, row.place, row.position + 1, seen
@@ -121,29 +121,29 @@ class Recorder:
 
     def buffer(self, name: str, width: int) -> Tensor:
         if (name, width) not in self.buffers:
-            self.buffers[name, width] = torch.empty(len(self.places), width)
+            self.buffers[name, width] = torch.empty(len(self.places), width, dtype=torch.float32)
         return self.buffers[name, width]
 
     def record(self, num_rows: int) -> Step:
         """What is done to `hidden`, in place."""
         self.ops, self.num_rows = Step(), num_rows
-        cross = self.model.config.cross_attention
+        before = before_layers(self.model.config, self.cross_attention)
         for index, layer in enumerate(self.model.decoder.layers):
-            if cross.has_block(index):
-                block = index // cross.interval
-                self.cross_attention(block, self.model.cross_attention[block])
+            before(index, self.hidden)
             self.decoder_layer(index, layer)
         return self.ops
 
-    def cross_attention(self, index: int, block: Any) -> None:
+    def cross_attention(self, index: int, hidden: Tensor) -> Tensor:
         """Of a PackedCrossAttention."""
+        block: Any = self.model.cross_attention[index]
         q = self.product(block.to_q, self.hidden, "q")
         self.product(block.to_out, self.attention(self.pictures, index, q, block.num_heads))
         wide = block.feed_forward
         if isinstance(wide, PackedFeedForward):
             self.product(wide.down, self.product(wide.up, self.hidden, "wide"))
         elif wide is not None:
-            self.feed_forward(wide.widen, wide.down, F.silu, is_gated=True)
+            self.feed_forward(wide.widen, wide.down, wide.activation, is_gated=True)
+        return hidden
 
     def decoder_layer(self, index: int, layer: Any) -> None:
         """Of a PackedDecoderLayer."""
@@ -180,7 +180,7 @@ class Recorder:
 def make_turns(rotary: Rotary | None, max_rows: int) -> Turns | None:
     if rotary is None:
         return None
-    cos, sin = torch.zeros(2, max_rows, rotary.dim)
+    cos, sin = torch.zeros(2, max_rows, rotary.dim, dtype=torch.float32)
     return Turns(cos, sin, isinstance(rotary, InterleavedRotary))
 
 

@@ -263,9 +263,10 @@ class PackedGatedFeedForward(nn.Module):
         super().__init__()
         self.widen = packed(kind, plain.gate, plain.up, norm=plain.norm)
         self.down = packed(kind, plain.down, factor=factor)
+        self.activation = F.silu
 
     def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
-        out: Tensor = self.down(bent(self.widen(x), F.silu, is_gated=True), more)
+        out: Tensor = self.down(bent(self.widen(x), self.activation, is_gated=True), more)
         return out
 
 

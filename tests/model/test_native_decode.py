@@ -68,7 +68,7 @@ def config_of(decoder: dict[str, Any] | None = None, **block: Any) -> FlamingoCo
     config = tiny_config()
     return replace(
         config,
-        decoder=replace(config.decoder, ff_dim=96, **(decoder or {})),
+        decoder=replace(config.decoder, **{"ff_dim": 96, **(decoder or {})}),
         cross_attention=replace(config.cross_attention, **block),
     )
 
@@ -143,14 +143,19 @@ def test_the_answer_is_that_of_the_portable_way() -> None:
     torch.testing.assert_close(found, torch.cat(cached.step(decodes=chunks)), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_every_number_of_threads_gives_the_same_bits(threads: int) -> None:
-    cached, chunks = half_decoded(packed(config_of(), "int4"))
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_every_number_of_threads_gives_the_same_bits(kind: str, threads: int) -> None:
+    """Of a model wide enough for several: small products have one thread alone."""
+    wide = {"dim": 256, "ff_dim": 1024, "num_heads": 8, "head_dim": 32, "num_kv_heads": 4}
+    model = packed(config_of({**wide, "sliding_window": 3}), kind)
+    cached, chunks = half_decoded(model)
     decoding, before = make_decoding(cached), torch.get_num_threads()
-    expected = run(decoding, cached, chunks)
     try:
         torch.set_num_threads(threads)
-        assert torch.equal(run(decoding, cached, chunks), expected)
+        for num in (1, 2, 4):
+            found = run(decoding, cached, chunks[:num])
+            assert torch.equal(found, one_by_one(cached, chunks[:num]))
     finally:
         torch.set_num_threads(before)
 

@@ -1,4 +1,5 @@
-"""Our own C kernels for x86-64 with AVX-512 and VNNI: products with packed weights, and attention.
+"""Our own C kernels for x86-64 with AVX-512 and VNNI: products with packed weights, attention, and
+whole decoding steps of them.
 
 Compiled when the package is installed, if there is a compiler (`compiling`). Without them, or on
 another CPU, torch's own kernels do the same: ask `is_available`. Both share torch's threads.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class SeenStruct(ctypes.Structure):
-    """`struct seen` of attention.c."""
+    """`struct seen` of step.h."""
 
     _fields_ = [("slopes", c_void_p), ("start", c_long), ("window", c_long)]
 
@@ -35,7 +35,7 @@ class DenseStruct(ctypes.Structure):
 
 
 class PagedStruct(ctypes.Structure):
-    """`struct paged` of attention.c."""
+    """`struct paged` of step.h."""
 
     _fields_ = [
         *((name, c_void_p) for name in ("q", "k", "v", "out")),

@@ -94,8 +94,8 @@ def link(compiler: list[str], folder: Path, made: Path) -> None:
 
 
 def sources_digest(folder: Path) -> str:
-    """Names what a library is made of; empty where no source is beside it."""
-    found = hashlib.sha256()
+    """Names what a library is made of, and how; empty where no source is beside it."""
+    found = hashlib.sha256(repr(FLAGS).encode())
     sources = sorted(folder.glob("*.[ch]"))
     for path in sources:
         found.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())

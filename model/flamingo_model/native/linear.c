@@ -18,7 +18,6 @@ enum { GROUP = 32, FEW = 4, GROUP_BYTES = WIDE * GROUP / 2 }; /* of 4-bit weight
     a scale; rows at once; what a panel's group takes without its scales */
 
 struct input { /* what is multiplied, where it is not x as it is */
-    float *widened;  /* floats of 16 bits, for many rows: this thread's panel */
     float *normed;   /* floats: rows; else of one row, for each thread */
     float *steps;    /* INT8: of a row; INT4: of a group, and behind all of them the groups' sums */
     uint8_t *values; /* INT8: around 128; INT4: signed */
@@ -27,15 +26,6 @@ struct input { /* what is multiplied, where it is not x as it is */
 /* ---- inputs, normed and in 8 bits */
 
 static int is_float(const struct linear *w) { return w->kind < INT8; }
-
-/* Many rows share a panel's widening, where arithmetic is the cost; from so many on it pays. */
-static int is_widened(const struct linear *w, long rows) {
-    return (w->kind == BFLOAT16 || w->kind == FLOAT16) && rows > 6 * ROWS;
-}
-
-static long widened_floats(const struct linear *w, long rows, int threads) {
-    return is_widened(w, rows) ? w->in * WIDE * threads : 0;
-}
 
 static long normed_floats(const struct linear *w, long rows, int threads) {
     return w->norm == NO_NORM ? 0 : w->in * (is_float(w) ? rows : threads);
@@ -46,15 +36,13 @@ static long step_floats(const struct linear *w, long rows) {
 }
 
 long input_bytes(const struct linear *w, long rows, int threads) {
-    const long floats = widened_floats(w, rows, threads) + normed_floats(w, rows, threads);
-    return sizeof(float) * (floats + step_floats(w, rows)) + (is_float(w) ? 0 : rows * w->in);
+    const long floats = normed_floats(w, rows, threads) + step_floats(w, rows);
+    return sizeof(float) * floats + (is_float(w) ? 0 : rows * w->in);
 }
 
 static struct input input_in(const struct linear *w, long rows, int threads, void *space) {
-    float *normed = (float *)space + widened_floats(w, rows, threads);
-    float *steps = normed + normed_floats(w, rows, threads);
-    float *widened = (float *)space + widened_floats(w, rows, omp_get_thread_num());
-    return (struct input){widened, normed, steps, (uint8_t *)(steps + step_floats(w, rows))};
+    float *normed = space, *steps = normed + normed_floats(w, rows, threads);
+    return (struct input){normed, steps, (uint8_t *)(steps + step_floats(w, rows))};
 }
 
 static void norm_row(const struct linear *w, const float *x, float *y) {
@@ -295,17 +283,6 @@ void flamingo_bend(const struct bend *a, long rows, int threads) {
 
 /* ---- the whole */
 
-static const void *panel_of(const struct linear *w, long panel) {
-    return (const char *)w->weight + panel * w->in * WIDE * bytes_of(w->kind);
-}
-
-static void widen(enum floats type, const void *panel, long in, float *out) {
-    for (long i = 0; i < in * WIDE / 16; i++) {
-        ask_ahead((const char *)panel + 32 * i, 1);
-        _mm512_store_ps(out + 16 * i, load16(type, panel, i));
-    }
-}
-
 #define MULTIPLY_FLOATS(type)                                                                      \
     FOR_ROWS(rows, multiply, 4, type, k > 0, is_cold, x + k, in,                                   \
              (const char *)panel + k * WIDE * bytes_of(type), WIDE, least(AT_ONCE, in - k), sums, WIDE)
@@ -321,12 +298,34 @@ static void multiply_floats(enum floats type, const float *x, int rows, int is_c
 
 #undef MULTIPLY_FLOATS
 
+static const char *panel_of(const struct linear *w, long panel) {
+    return (const char *)w->weight + panel * w->in * WIDE * bytes_of(w->kind);
+}
+
+/* Many rows share the widening of 16 bits, where arithmetic is the cost; from so many on it pays. */
+static int is_widened(const struct linear *w, long rows) {
+    return (w->kind == BFLOAT16 || w->kind == FLOAT16) && rows > 6 * ROWS;
+}
+
+static void multiply_widened(const struct linear *w, const float *x, long panel, long rows, float *sums) {
+    float part[AT_ONCE * WIDE] __attribute__((aligned(64)));
+    for (long k = 0; k < w->in; k += AT_ONCE) {
+        const long count = least(AT_ONCE, w->in - k);
+        const char *halves = panel_of(w, panel) + k * WIDE * bytes_of(w->kind);
+        for (long i = 0; i < count * WIDE / 16; i++) {
+            ask_ahead(halves + 32 * i, 1);
+            _mm512_store_ps(part + 16 * i, load16(w->kind, halves, i));
+        }
+        for (long row = 0; row < rows; row += ROWS)
+            FOR_ROWS(least(ROWS, rows - row), multiply, 4, FLOAT32, k > 0, 0, x + row * w->in + k, w->in,
+                     part, WIDE, count, sums + row * WIDE, WIDE)
+    }
+}
+
 static void multiply_panel(const struct linear *w, const struct input *a, const float *x, long panel,
                            long row, int rows, int is_cold, long all_rows, float *sums) {
     const long in = w->in, groups = in / GROUP;
-    if (is_widened(w, all_rows)) {
-        multiply_floats(FLOAT32, x + row * in, rows, 0, a->widened, in, sums);
-    } else if (is_float(w)) {
+    if (is_float(w)) {
         multiply_floats(w->kind, x + row * in, rows, is_cold, panel_of(w, panel), in, sums);
     } else if (w->kind == INT8) {
         const int8_t *weight = (const int8_t *)w->weight + panel * in * WIDE;
@@ -345,11 +344,13 @@ static void multiply_panel(const struct linear *w, const struct input *a, const 
    and share the work and the `space`. */
 void multiply_together(const struct linear *w, const float *x, long rows, float *y,
                        const float *residual, void *space) {
+    enum { MOST = 32 * ROWS }; /* rows at once, of a panel that is widened for them */
     const struct input a = input_in(w, rows, omp_get_num_threads(), space);
-    const long panels = rounded_up(w->out, WIDE) / WIDE, at_once = 16 * ROWS;
+    const int is_wide = is_widened(w, rows);
+    const long panels = rounded_up(w->out, WIDE) / WIDE, tile = is_wide ? MOST : ROWS;
+    const long at_once = is_wide ? MOST : 16 * ROWS; /* rows of a part, in such tiles */
     const long parts = (rows + at_once - 1) / at_once;
-    float sums[ROWS * WIDE] __attribute__((aligned(64)));
-    long widened = -1; /* which panel is */
+    float sums[MOST * WIDE] __attribute__((aligned(64)));
     if (!is_float(w) || w->norm) {
 #pragma omp for schedule(static)
         for (long row = 0; row < rows; row++)
@@ -359,14 +360,14 @@ void multiply_together(const struct linear *w, const float *x, long rows, float 
 #pragma omp for collapse(2) schedule(dynamic)
     for (long panel = 0; panel < panels; panel++)
         for (long part = 0; part < parts; part++) {
-            if (is_widened(w, rows) && widened != panel) {
-                widen(w->kind, panel_of(w, panel), w->in, a.widened);
-                widened = panel;
-            }
-            for (long row = part * at_once; row < least(rows, (part + 1) * at_once); row += ROWS) {
-                const int few = least(ROWS, rows - row);
+            const long first = part * at_once, last = least(rows, first + at_once);
+            for (long row = first; row < last; row += tile) {
+                const int few = least(tile, last - row);
                 const long at = row * w->out;
-                multiply_panel(w, &a, x, panel, row, few, row == part * at_once, rows, sums);
+                if (is_wide)
+                    multiply_widened(w, x + row * w->in, panel, few, sums);
+                else
+                    multiply_panel(w, &a, x, panel, row, few, row == first, rows, sums);
                 finish(w, panel, sums, few, y + at, residual ? residual + at : NULL);
             }
         }

@@ -1,4 +1,4 @@
-"""Products of the C kernels with packed weights, in 32, 8 or 4 bits."""
+"""Products of the C kernels with packed weights, in 32, 16, 8 or 4 bits."""
 
 from __future__ import annotations
 
@@ -124,6 +124,7 @@ def bend(x: Tensor, activation: Activation, is_gated: bool = False) -> Tensor:
 
     Float32 on the CPU, [..., in]; a token's numbers are those it has in a `Step`.
     """
+    assert x.dtype == torch.float32
     x = x.contiguous()
     width = x.shape[-1] // (1 + is_gated)
     out = x.new_empty((*x.shape[:-1], width))

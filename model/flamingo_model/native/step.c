@@ -10,7 +10,7 @@
 enum op_kind { PRODUCT, BEND, KEEP, ATTEND };
 
 struct keep { /* new keys and values into the cache; before, queries and keys may be turned */
-    float *q;                 /* rows of queries, keys and values, each [its heads, head_dim] */
+    float *qkv;               /* rows of queries, keys and values, each [its heads, head_dim] */
     float *k_cache, *v_cache; /* [places, kv_heads, head_dim] */
     const int64_t *places;    /* [rows] */
     const float *cos, *sin;   /* [rows, turned], or NULL */
@@ -40,7 +40,7 @@ static void keep_together(const struct keep *a, long rows) {
     const long width = a->kv_heads * a->head_dim, both = a->heads + a->kv_heads;
 #pragma omp for schedule(static)
     for (long row = 0; row < rows; row++) {
-        float *q = a->q + row * (both + a->kv_heads) * a->head_dim, *k = q + a->heads * a->head_dim;
+        float *q = a->qkv + row * (both + a->kv_heads) * a->head_dim, *k = q + a->heads * a->head_dim;
         const long at = row * a->turned;
         for (long head = 0; a->cos && head < both; head++)
             turn_head(q + head * a->head_dim, a->cos + at, a->sin + at, a->turned, a->are_neighbours);
@@ -61,16 +61,17 @@ static long most_bytes(const struct op *ops, long count, enum op_kind kind, long
     return most;
 }
 
-/* Threads meet two or three times in every op: what one brings must be worth it. */
+/* All threads, or one where the products are small: they meet two or three times in every op. A team
+   between would end the other threads, to be started again right after. */
 static int team_for(const struct op *ops, long count, long rows, int threads) {
-    long work = 0, products = 1;
+    long work = 0, products = 0;
     for (const struct op *op = ops; op < ops + count; op++) {
         if (op->kind != PRODUCT) continue;
         const struct linear *w = op->what;
         work += rows * w->in * w->out;
         products++;
     }
-    return least(threads, 1 + work / products / (SMALL / 2));
+    return work < products * (SMALL / 2) ? 1 : threads;
 }
 
 /* Does the ops in order, each for so many rows. 0, or 1: no memory. */
@@ -78,8 +79,8 @@ int flamingo_step(const struct op *ops, long count, long rows, int threads) {
     threads = team_for(ops, count, rows, threads);
     void *space = room(most_bytes(ops, count, PRODUCT, rows, threads));
     const long scores_bytes = most_bytes(ops, count, ATTEND, rows, threads);
-    int failed = !space;
-    if (failed) return 1;
+    int failed = 0;
+    if (!space) return 1;
 #pragma omp parallel num_threads(threads) reduction(| : failed)
     {
         const unsigned before = drop_denormals();
@@ -89,9 +90,11 @@ int flamingo_step(const struct op *ops, long count, long rows, int threads) {
                 multiply_together(op->what, op->x, rows, op->y, op->residual, space);
             else if (op->kind == BEND)
                 bend_together(op->what, rows);
-            else if (op->kind == KEEP)
+            else if (op->kind == KEEP) {
+                _mm_setcsr(before); /* as where torch turns them */
                 keep_together(op->what, rows);
-            else
+                drop_denormals();
+            } else
                 failed |= attend_paged_together(op->what, rows, scores);
         }
         free(scores);

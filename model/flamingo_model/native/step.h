@@ -1,4 +1,5 @@
-/* What a decoding step is made of: products, and attention over keys in blocks. */
+/* What a decoding step is made of, and prompts in part: products, activations, attention over keys
+   in blocks. */
 #pragma once
 
 #include <stdint.h>
@@ -33,7 +34,7 @@ struct paged { /* keys in blocks; `k` and `v` have the same strides */
 
 struct bend { /* an activation by itself */
     const float *x; /* [rows, width]; gated: [rows, 2 * width], gates first, y = activation(gate) * x */
-    float *y;       /* [rows, width]; ungated it may be x */
+    float *y;       /* [rows, width] */
     long width;
     int activation, is_gated;
 };

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import check, library
 from .attention import PagedStruct
-from .products import Activation, LinearStruct, Product, bend_struct
+from .products import Activation, Product, bend_struct
 
 PRODUCT, BEND, KEEP, ATTEND = range(4)
 
@@ -29,7 +29,7 @@ class KeepStruct(ctypes.Structure):
     """`struct keep` of step.c."""
 
     _fields_ = [
-        *((name, c_void_p) for name in ("q", "k_cache", "v_cache", "places", "cos", "sin")),
+        *((name, c_void_p) for name in ("qkv", "k_cache", "v_cache", "places", "cos", "sin")),
         *((name, c_long) for name in ("heads", "kv_heads", "head_dim", "turned")),
         ("are_neighbours", c_long),
     ]
@@ -69,14 +69,13 @@ class Step:
         assert all(buffer.is_contiguous() and buffer.dtype == torch.float32 for buffer in (x, y))
         assert x.shape[1] == product.inputs and y.shape[1] == product.outputs
         assert more is None or (more.is_contiguous() and more.shape == y.shape)
-        struct = LinearStruct.from_buffer_copy(product.struct)
         address = None if more is None else more.data_ptr()
-        self.add(PRODUCT, struct, x.data_ptr(), y.data_ptr(), address)
+        self.add(PRODUCT, product.struct, x.data_ptr(), y.data_ptr(), address)
         self.kept += product, x, y, more
 
     def bend(self, x: Tensor, y: Tensor, activation: Activation, is_gated: bool) -> None:
         """`products.bend` of x [rows, width], or gated [rows, 2 * width]"""
-        assert x.is_contiguous() and y.is_contiguous()
+        assert x.is_contiguous() and y.is_contiguous() and x.dtype == y.dtype == torch.float32
         assert x.shape[1] == y.shape[1] * (1 + is_gated)
         self.add(BEND, bend_struct(x, y, activation, is_gated))
         self.kept += x, y
@@ -88,6 +87,7 @@ class Step:
         caches k and v [places, kv_heads, head_dim]; before, queries and keys are turned in place.
         """
         assert k.shape == v.shape and k.is_contiguous() and v.is_contiguous()
+        assert qkv.dtype == k.dtype == v.dtype == torch.float32
         assert qkv.is_contiguous() and places.is_contiguous() and places.dtype == torch.long
         kv_heads, head_dim = k.shape[1:]
         heads = qkv.shape[1] // head_dim - 2 * kv_heads

@@ -50,7 +50,7 @@ class Runner:
         self.blocks = BlockCache(model.config, limits.num_blocks, limits.block_size, device, dtype)
         self.slots = MediaSlots(model.config, limits.num_media_slots, device, dtype)
         self.is_on_gpu = device.type == "cuda" and not limits.is_deterministic
-        self.sizes = limits.max_running, limits.blocks_for(limits.max_length)
+        self.decode_sizes = limits.max_running, limits.blocks_for(limits.max_length)
         self.decoding = self.make_decoding()
         self.recorded = WeakKeyDictionary[LoadedAdapter, NativeDecoding | None]()
 
@@ -60,12 +60,12 @@ class Runner:
             return self.record(self.model)
         if not is_capturable(self.model):
             return None
-        return DecodeGraphs(self.model, self.blocks, self.slots, *self.sizes)
+        return DecodeGraphs(self.model, self.blocks, self.slots, *self.decode_sizes)
 
     def record(self, model: Flamingo) -> NativeDecoding | None:
         if not is_recordable(model, self.blocks, self.slots):
             return None
-        return NativeDecoding(model, self.blocks, self.slots, *self.sizes)
+        return NativeDecoding(model, self.blocks, self.slots, *self.decode_sizes)
 
     def decoding_with(self, adapter: LoadedAdapter | None) -> DecodeGraphs | NativeDecoding | None:
         """An adapter's own is recorded where it leaves the language model's layers as they are."""
