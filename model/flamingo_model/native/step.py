@@ -44,7 +44,7 @@ class Turns:
     are_neighbours: bool
 
     def write(self, cos: Tensor, sin: Tensor) -> None:
-        """Of the first rows, as `positions.Rotary.angles` has them"""
+        """Of the first rows, as `positions.Rotary.angles` has them."""
         for table, angles in zip((self.cos, self.sin), (cos, sin), strict=True):
             table[: len(angles)] = angles.squeeze(1)
 
