@@ -36,8 +36,22 @@ class DecodeRow:
     slots: Sequence[int]
 
 
-class DecodeGraphs:
-    """Logits of up to `max_rows` decoding tokens, of at most `max_blocks` and `max_slots` each.
+class DecodeRoom:
+    """For up to `max_rows` decoding tokens, of at most `max_blocks` and `max_slots` each."""
+
+    def __init__(self, model: Flamingo, media: MediaSlots, max_rows: int, max_blocks: int) -> None:
+        self.model, self.max_rows, self.max_blocks = model, max_rows, max_blocks
+        self.max_slots = media.num_slots if model.config.cross_attention.sees_all_media else 1
+        self.num_latents = model.config.resampler.num_latents
+
+    def can_run(self, rows: Sequence[DecodeRow]) -> bool:
+        return len(rows) <= self.max_rows and all(
+            len(row.blocks) <= self.max_blocks and len(row.slots) <= self.max_slots for row in rows
+        )
+
+
+class DecodeGraphs(DecodeRoom):
+    """Logits of as many decoding tokens as there is room for.
 
     Padding sees neither keys nor media and writes to the cache's scratch block. All inputs are
     columns of one array of whole numbers, and so are copied in one go.
@@ -52,22 +66,15 @@ class DecodeGraphs:
         max_blocks: int,
         attend: Attend | None = None,
     ) -> None:
-        self.model, self.cache, self.media = model, cache, media
+        super().__init__(model, media, max_rows, max_blocks)
+        self.cache, self.media = cache, media
         self.device = cache.k.device
         self.attend = attend or fastest_attend(self.device)
-        self.max_rows, self.max_blocks = max_rows, max_blocks
-        self.max_slots = media.num_slots if model.config.cross_attention.sees_all_media else 1
-        self.num_latents = model.config.resampler.num_latents
         self.slopes = alibi(cache)  # a capture may not copy it to the device
         self.inputs = self.pack([]).to(self.device)
         pool: Any = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
         sizes = reversed(graph_sizes(max_rows))  # the largest first: the others fit its memory
         self.graphs = {n: captured(partial(self.forward, n), self.device, pool) for n in sizes}
-
-    def can_run(self, rows: Sequence[DecodeRow]) -> bool:
-        return len(rows) <= self.max_rows and all(
-            len(row.blocks) <= self.max_blocks and len(row.slots) <= self.max_slots for row in rows
-        )
 
     @torch.inference_mode()
     def run(self, rows: Sequence[DecodeRow]) -> Tensor:

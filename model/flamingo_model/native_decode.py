@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .cache import BlockCache, MediaSlots
 from .cuda_attention import Table, alibi
-from .decode_graph import DecodeRow
+from .decode_graph import DecodeRoom, DecodeRow
 from .flamingo import Flamingo, before_layers
 from .linears import PackedLinear
 from .native import can_take
@@ -29,11 +29,8 @@ from .packing import PackedCrossAttention, PackedDecoderLayer, PackedGatedFeedFo
 from .positions import InterleavedRotary, Rotary
 
 
-class NativeDecoding:
-    """Logits of up to `max_rows` decoding tokens, of at most `max_blocks` and `max_slots` each.
-
-    Of a model that `is_recordable`.
-    """
+class NativeDecoding(DecodeRoom):
+    """Logits of as many decoding tokens as there is room for, of a model that `is_recordable`."""
 
     def __init__(
         self,
@@ -43,10 +40,7 @@ class NativeDecoding:
         max_rows: int,
         max_blocks: int,
     ) -> None:
-        sees_all = model.config.cross_attention.sees_all_media
-        self.model, self.num_latents = model, media.k.shape[-2]
-        self.max_rows, self.max_blocks = max_rows, max_blocks
-        self.max_slots = media.num_slots if sees_all else 1
+        super().__init__(model, media, max_rows, max_blocks)
         self.numbers = torch.zeros(5, max_rows, dtype=torch.long)
         self.blocks = torch.zeros(max_rows, max_blocks, dtype=torch.long)
         self.slots = torch.zeros(max_rows, self.max_slots, dtype=torch.long)
@@ -60,12 +54,7 @@ class NativeDecoding:
         self.steps = dict[int, Step | None]()
 
     def can_run(self, rows: Sequence[DecodeRow]) -> bool:
-        return (
-            len(rows) <= self.max_rows
-            and self.step(len(rows)) is not None
-            and all(len(row.blocks) <= self.max_blocks for row in rows)
-            and all(len(row.slots) <= self.max_slots for row in rows)
-        )
+        return super().can_run(rows) and self.step(len(rows)) is not None
 
     @torch.inference_mode()
     def run(self, rows: Sequence[DecodeRow]) -> Tensor:

@@ -159,10 +159,11 @@ def narrowed(weight: Tensor) -> Tensor:
     """
     for dtype in (torch.bfloat16, torch.float16):  # the first is widened with less work
         for some in (weight[:1], weight):  # one row tells most that are not
-            if not torch.equal(some.to(dtype).float(), some.float()):
+            narrow = some.to(dtype)
+            if not torch.equal(narrow.float(), some.float()):
                 break
         else:
-            return weight.to(dtype)
+            return narrow
     return weight.float()
 
 
