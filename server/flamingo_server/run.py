@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import signal
+import socket
 import sys
 
 import uvicorn
@@ -36,6 +37,12 @@ class Server(uvicorn.Server):
         while self.service.status != "failed":
             await asyncio.sleep(0.5)
         self.has_failed = self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Ends what time is up for too: a closed connection waits for a client that never reads."""
+        await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     def announce(self) -> None:
         port = self.servers[0].sockets[0].getsockname()[1]

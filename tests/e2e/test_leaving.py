@@ -39,11 +39,13 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def send(url: str, body: dict[str, Any], route: str = "generate") -> socket.socket:
-    """Asks, and reads nothing."""
+    """Asks, and reads nothing: what it is sent soon stays with the server."""
     host, port = url.removeprefix("http://").split(":")
     data = json.dumps(body).encode()
     head = f"POST /v1/{route} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    connection = socket.create_connection((host, int(port)))
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect((host, int(port)))
     connection.sendall(head.encode() + b"Content-Length: %d\r\n\r\n" % len(data) + data)
     return connection
 
