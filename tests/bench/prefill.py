@@ -13,6 +13,8 @@ from bench.stage import Stage
 SHOTS = (0, 4, 8, 16, 32)
 QUICK_SHOTS = (0, 8, 16, 32)
 NUM_WARM = 5  # samples a round
+ROUNDS = 5  # a prompt takes seconds, in which the machine is seldom left alone
+IN_TURN = 30  # questions
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,10 @@ class FirstTokens:
 
 
 def measure(stage: Stage) -> FirstTokens:
-    """In each round every side meets new prompts; the warm ones follow the cold."""
+    """In each round every side meets new prompts; the warm ones follow the cold.
+
+    Those whose ratio should be near 1 are asked again, in turn.
+    """
     sides: dict[str, Side] = {}
     for num in QUICK_SHOTS if stage.is_quick else SHOTS:
         if not stage.is_quick or num in (0, 16):
@@ -64,7 +69,9 @@ def measure(stage: Stage) -> FirstTokens:
         sides |= our_sides("ours", stage.plain, num)
         if num in (0, 16):
             sides |= our_sides("fastest", stage.fast, num)
-    return FirstTokens(alternate(sides, stage.rounds, stage.watch))
+    times = alternate(sides, 1 if stage.is_quick else ROUNDS, stage.watch)
+    in_turn = {f"ours warm {num}": question_side(stage.plain, num) for num in (0, 16)}
+    return FirstTokens(times | alternate(in_turn, 3 if stage.is_quick else IN_TURN, stage.watch))
 
 
 def peer_side(stage: Stage, num_shots: int) -> Side:
@@ -85,6 +92,17 @@ def our_sides(who: str, ours: Ours, num_shots: int) -> dict[str, Side]:
 
     sides = {f"{who} cold {num_shots}": cold, f"{who} warm {num_shots}": warm}
     return sides | ({f"{who} new picture {num_shots}": new_picture} if num_shots == 16 else {})
+
+
+def question_side(ours: Ours, num_shots: int) -> Side:
+    known = fresh(0, num_shots)
+
+    def ask(number: int) -> list[float]:
+        if number == 0:
+            ours.first_token(known)
+        return [ours.first_token(known.asking(3_000_000 + number))]
+
+    return ask
 
 
 def fresh(number: int, num_shots: int) -> Prompt:
