@@ -110,9 +110,7 @@ class Settings(BaseSettings):
         False, description="the same numbers whatever else runs, at the cost of speed"
     )
     max_queued: int = Field(128, gt=0, description="requests accepted at once; more get a 429")
-    media_workers: int = Field(
-        0, ge=0, description="processes that decode pictures; 0: one per core, at most 4"
-    )
+    media_workers: int = Field(1, gt=0, description="processes that decode pictures")
     media_slots: int = Field(256, gt=0, description="pictures whose keys and values are kept")
     latents_bytes: int = Field(256 * MIB, gt=0, description="memory for encoded pictures")
     latents_folder: str | None = Field(

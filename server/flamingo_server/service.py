@@ -27,7 +27,7 @@ from .engine.latents_store import LatentsStore, encoder_digest
 from .engine.request import LoadedAdapter
 from .engine.runner import Runner
 from .errors import Draining, NotFound
-from .media.pool import MediaPool, default_workers
+from .media.pool import MediaPool
 from .metrics import Metrics
 from .prompts import PromptBuilder, PromptLimits
 from .protocol.generate import ConstraintRule
@@ -105,8 +105,7 @@ class Service:
         self.adapters = AdapterLibrary(model, opened.weights, kernels, self.settings)
         self.adapters.load_first()
         self.engine = Engine(config, Runner(model, limits), self.tokenizer, limits, store)
-        workers = self.settings.media_workers or default_workers(os.cpu_count())
-        self.pool = MediaPool(transform, self.settings.media_limits(), workers)
+        self.pool = MediaPool(transform, self.settings.media_limits(), self.settings.media_workers)
         self.prompts = PromptBuilder(
             build_renderer(self.tokenizer, config),
             Templates(config.templates, config.tokens, special_tokens(self.tokenizer)),

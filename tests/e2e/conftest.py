@@ -17,14 +17,7 @@ from tiny import save_tiny
 
 torch.set_num_threads(1)
 
-QUIET = {
-    "device": "cpu",
-    "port": 0,
-    "threads": 1,
-    "media_workers": 1,
-    "log_level": "error",
-    "drain_timeout_s": 5.0,
-}
+QUIET = {"device": "cpu", "port": 0, "threads": 1, "log_level": "error", "drain_timeout_s": 5.0}
 Serve = Callable[..., AbstractContextManager[str]]
 
 

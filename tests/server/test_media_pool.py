@@ -20,7 +20,6 @@ from PIL import Image
 from flamingo_model.media import Transform
 from flamingo_server.errors import BadRequest, Draining, TooLarge, UnsupportedMedia
 from flamingo_server.media import DecodedMedia, MediaLimits, MediaPool
-from flamingo_server.media.pool import default_workers
 
 TRANSFORM = Transform("pad", 16, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
@@ -75,13 +74,6 @@ async def outcome(decoding: Awaitable[DecodedMedia]) -> DecodedMedia | Exception
 
 def ask_worker(pool: MediaPool, expression: str) -> Any:
     return pool._processes.schedule(eval, args=(expression,)).result(timeout=30)
-
-
-@pytest.mark.parametrize(("cores", "workers"), [(None, 1), (1, 1), (2, 2), (64, 4)])
-def test_as_many_decode_at_once_as_there_are_cores_up_to_four(
-    cores: int | None, workers: int
-) -> None:
-    assert default_workers(cores) == workers
 
 
 def new_workers(before: set[int | None]) -> set[int | None]:

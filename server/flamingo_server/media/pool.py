@@ -26,11 +26,6 @@ _ADVICE = {False: "save it as a plain JPEG or PNG", True: "save a shorter part o
 _HASH_IN_THREAD_BYTES = MIB  # about a millisecond of SHA-256: what the event loop may lose
 
 
-def default_workers(cores: int | None) -> int:
-    """One per core, but few: each takes some 25 MiB, and all together the cores from the model."""
-    return min(4, cores or 1)
-
-
 class MediaPool:
     """Decodes with one transform under one set of limits, in `workers` processes.
 
