@@ -60,7 +60,7 @@ class FirstTokens:
 def measure(stage: Stage) -> FirstTokens:
     """In each round every side meets new prompts; the warm ones follow the cold.
 
-    Those whose ratio should be near 1 are asked again, in turn.
+    Those whose ratio should be near 1 are asked behind all rounds, in turn.
     """
     sides: dict[str, Side] = {}
     for num in QUICK_SHOTS if stage.is_quick else SHOTS:
@@ -69,8 +69,9 @@ def measure(stage: Stage) -> FirstTokens:
         sides |= our_sides("ours", stage.plain, num)
         if num in (0, 16):
             sides |= our_sides("fastest", stage.fast, num)
-    times = alternate(sides, 1 if stage.is_quick else ROUNDS, stage.watch)
     in_turn = {f"ours warm {num}": question_side(stage.plain, num) for num in (0, 16)}
+    sides = {name: side for name, side in sides.items() if name not in in_turn}
+    times = alternate(sides, 1 if stage.is_quick else ROUNDS, stage.watch)
     return FirstTokens(times | alternate(in_turn, 3 if stage.is_quick else IN_TURN, stage.watch))
 
 
